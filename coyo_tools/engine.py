@@ -1,0 +1,163 @@
+"""DuckDB sessions over one pool, fenced in: the pool's files can be read, the output written.
+
+Recipes are written by strangers. The fence is DuckDB's own: external access off, the pool's files
+and the output's directory excepted, the configuration locked. A recipe that gets past the parser
+still reads no other file.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coyo_tools.bundled import bundled
+from coyo_tools.columns import ID
+from coyo_tools.errors import OutputError, RecipeError, SourceError
+from coyo_tools.manifest import IdDigest
+from coyo_tools.source import Source
+
+# 122,880 is DuckDB's own row group; COYO's rows are about 200 bytes compressed, so that 256 MB
+# parts hold about a million rows and ten row groups, enough to prune by.
+_PART_BYTES = 256 * 1024 * 1024
+
+
+@contextlib.contextmanager
+def open_session(
+    source: Source,
+    *,
+    output: Path | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB session with the view ``pool`` and the macros of sql/macros.sql.
+
+    Args:
+        source: what ``pool`` reads.
+        output: the one directory that may be written to.
+        memory: DuckDB's memory limit such as ``"2GB"``; default 80 % of the machine's memory.
+        threads: how many threads; default all cores.
+
+    Raises:
+        OutputError: the memory limit can't be understood.
+    """
+    spill_parent = output if output is not None else Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=".spill-", dir=spill_parent) as spill:
+        config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": spill}
+        if memory is not None:
+            config["memory_limit"] = memory
+        if threads is not None:
+            config["threads"] = threads
+        try:
+            connection = duckdb.connect(config=config)
+        except duckdb.Error as error:
+            raise OutputError(
+                f"DuckDB refuses --memory {memory} --threads {threads}: {first_line(error)}",
+                "Write the memory like 2GB or 500MB.",
+            ) from error
+        with connection:
+            connection.execute(read_sql("macros.sql"))
+            files = [str(file.absolute()) for file in source.files]
+            connection.read_parquet(files).create_view("pool")
+            writable = [spill] if output is None else [spill, str(output.absolute())]
+            connection.execute("SET allowed_paths = $paths", {"paths": files})
+            connection.execute("SET allowed_directories = $directories", {"directories": writable})
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            yield connection
+
+
+def read_sql(name: str) -> str:
+    """Return one of the shipped SQL files, such as ``"dedupe/exact.sql"``."""
+    return (bundled("sql") / name).read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def recipe_errors(source: Source) -> Iterator[None]:
+    """Turn what DuckDB says against a user's SQL into a ``RecipeError``, other faults into theirs.
+
+    Raises:
+        RecipeError: the SQL names what is not there or mixes types.
+        SourceError: a data page of the pool is damaged.
+        OutputError: the disk is full.
+    """
+    try:
+        yield
+    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
+        raise RecipeError(f"DuckDB refuses the SQL: {engine_message(error)}") from error
+    except duckdb.OutOfMemoryException as error:
+        raise OutputError(
+            f"DuckDB ran out of memory: {first_line(error)}",
+            "Give it more with --memory, or fewer threads with --threads.",
+        ) from error
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        message = str(error)
+        if "No space left" in message:
+            raise OutputError("The disk is full; nothing was written.") from error
+        raise SourceError(f"{source.path} can't be read: {engine_message(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def engine_message(error: duckdb.Error) -> str:
+    """Return DuckDB's message in one paragraph, without its class and the echo of the query."""
+    text = str(error).split("\n\nLINE ")[0]
+    text = re.sub(r"^[A-Z][A-Za-z ]*Error: ", "", text)
+    return " ".join(text.split())
+
+
+def write_parts(relation: duckdb.DuckDBPyRelation, directory: Path) -> list[Path]:
+    """Write a relation as ``part-00000.parquet``, … into ``directory``, in the pool's row order."""
+    staging = directory / "parts"
+    relation.write_parquet(str(staging), compression="zstd", file_size_bytes=_PART_BYTES)
+    written = sorted(staging.glob("*.parquet"), key=lambda path: int(path.stem.split("_")[-1]))
+    parts = [directory / f"part-{number:05d}.parquet" for number in range(len(written))]
+    for old, new in zip(written, parts, strict=True):
+        old.rename(new)
+    staging.rmdir()
+    return parts
+
+
+def digest_ids(parts: Sequence[Path]) -> IdDigest:
+    """Return the digest and the number of the ids in some parquet files."""
+    digest = IdDigest()
+    for part in parts:
+        with pq.ParquetFile(part) as parquet:
+            for batch in parquet.iter_batches(columns=[ID], batch_size=1 << 20):
+                ids = batch.column(0).cast(pa.int64())
+                digest.update(np.asarray(ids.to_numpy(zero_copy_only=False), dtype=np.int64))
+    return digest
+
+
+def refuse_duplicate_ids(
+    session: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, where: str
+) -> None:
+    """Raise ``SourceError`` if an id stands on more than one of ``rows``."""
+    rows.select(ID).create_view("checked", replace=True)
+    doubled = session.sql(read_sql("checks/duplicate_ids.sql")).fetchall()
+    if doubled:
+        shown = ", ".join(f"{id_} on {count:,} rows" for id_, count in doubled)
+        raise SourceError(
+            f"Ids are not unique in {where}: {shown}.",
+            'Keep one row of each with: coyo filter SOURCE "SELECT DISTINCT ON (id) * FROM pool '
+            'ORDER BY id" -o OUT',
+        )
+
+
+def count_rows(relation: duckdb.DuckDBPyRelation) -> int:
+    """Count a relation's rows."""
+    return int(relation.aggregate("count(*)").fetchall()[0][0])
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,240 @@
+"""Artifacts on disk: made under a temporary name, renamed when whole, described by a manifest.
+
+Every stage writes through ``new_artifact``, so a directory that exists is complete: Ctrl-C,
+``kill -9`` and a full disk leave at most a ``.NAME.partial`` beside it, which the next run of the
+same stage clears away. What is inside, and what it was made from, stands in ``manifest.json``.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coyo_tools import __version__
+from coyo_tools.errors import OutputError, SourceError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_DATA_SUFFIXES = frozenset({".parquet", ".tar", ".safetensors", ".json", ".jsonl"})
+_LIBRARIES = (
+    "duckdb", "sqlglot", "polars", "pyarrow", "img2dataset", "imagehash", "pillow", "numpy",
+    "torch", "transformers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something a stage read: its role, the path as given, the fingerprint of its content."""
+
+    role: str
+    path: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is and how it came to be; the same inputs give the same ``id_digest``.
+
+    ``rows_in`` and ``rows_out`` count metadata rows, ``lost`` says where the difference went: a
+    reason and a number of rows each, adding up to ``rows_in - rows_out``.
+    """
+
+    kind: str
+    parameters: dict[str, Any]
+    inputs: list[Input]
+    rows_in: int
+    rows_out: int
+    lost: dict[str, int]
+    id_digest: str
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    sql: str = ""
+    versions: dict[str, str] = field(default_factory=lambda: library_versions())
+    format: int = FORMAT
+
+
+def library_versions() -> dict[str, str]:
+    """Name the installed version of every library that can change a result."""
+    versions = {"coyo-tools": __version__}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` into an artifact that is being made."""
+    text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
+    """Read an artifact's manifest.
+
+    Raises:
+        SourceError: there is none, it is damaged, or the artifact is of another kind.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        wanted = f"a {kind} directory" if kind else "one of coyo's directories"
+        what = f"{directory} is not {wanted}: it has no {MANIFEST}."
+        raise SourceError(what if directory.exists() else f"{directory} does not exist.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw["inputs"] = [Input(**item) for item in raw["inputs"]]
+        manifest = Manifest(**raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SourceError(f"{path} is damaged or not coyo's: {error}.") from error
+    if kind is not None and manifest.kind != kind:
+        raise SourceError(f"{directory} is a {manifest.kind} directory, not {kind}.")
+    return manifest
+
+
+@contextlib.contextmanager
+def new_artifact(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``output`` when the block ends without an error.
+
+    Raises:
+        OutputError: ``output`` exists and ``overwrite`` is off, another process is writing it, or
+            the place can't be written.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    partial = output.parent / f".{output.name}.partial"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"Can't write to {output.parent}: {error.strerror}.") from error
+    try:
+        _hold(lock, output)
+        _empty(partial)
+        try:
+            yield partial
+            if not (partial / MANIFEST).is_file():
+                raise RuntimeError(f"{partial} was finished without a {MANIFEST}")
+            _flush(partial)
+            _move_into_place(partial, output)
+        except OSError as error:
+            if error.errno is not None and error.errno == 28:  # ENOSPC
+                message = f"The disk is full; {output} was not written."
+                raise OutputError(message, "Free some space and run the command again.") from error
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def refuse_existing(output: Path, *, overwrite: bool = False) -> None:
+    """Raise ``OutputError`` if ``output`` holds something that must not be replaced.
+
+    ``overwrite`` replaces coyo's own directories and empty ones, never a stranger's folder.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{output} already exists.",
+            "Choose another -o, or add --overwrite to replace the result there.",
+        )
+    if not (output / MANIFEST).is_file():
+        raise OutputError(
+            f"{output} was not made by coyo (it has no {MANIFEST}), so it is not replaced.",
+            "Choose another -o.",
+        )
+
+
+def _hold(lock: int, output: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(f"Another process is writing {output}.", "Wait for it to end.") from error
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _flush(directory: Path) -> None:
+    """Force the data files to the disk, so that a power cut can't empty a finished artifact."""
+    for path in directory.rglob("*"):
+        if path.suffix in _DATA_SUFFIXES:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _move_into_place(partial: Path, output: Path) -> None:
+    old = output.parent / f".{output.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        output.rename(old)
+    partial.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class Stopwatch:
+    """Seconds since it was made, to three digits."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds since the start."""
+        return round(time.monotonic() - self._start, 3)
+
+
+class IdDigest:
+    """A fingerprint of a set of ids, the same in whatever order they come.
+
+    Each id goes through SplitMix64's finalizer (Steele, Lea & Flood 2014); the results are summed
+    and XORed, both modulo 2**64. Finds accidents, not forgeries.
+    """
+
+    def __init__(self) -> None:
+        self._sum = np.uint64(0)
+        self._xor = np.uint64(0)
+        self.count = 0
+
+    def update(self, ids: npt.NDArray[np.int64]) -> None:
+        """Add a block of ids, shape (n,)."""
+        if len(ids) == 0:
+            return
+        with np.errstate(over="ignore"):
+            mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            mixed ^= mixed >> np.uint64(31)
+            self._sum = np.uint64(self._sum + mixed.sum(dtype=np.uint64))
+        self._xor ^= np.bitwise_xor.reduce(mixed)
+        self.count += len(ids)
+
+    def hexdigest(self) -> str:
+        """Return 32 hex digits."""
+        return f"{int(self._sum):016x}{int(self._xor):016x}"
+
+
+def digest_of(parts: Iterable[bytes | str]) -> str:
+    """Return the SHA-256 of some strings, kept apart by their lengths."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        hasher.update(len(raw).to_bytes(8, "big"))
+        hasher.update(raw)
+    return hasher.hexdigest()
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Return a fingerprint of a stage's settings, the same in whatever order they come."""
+    return digest_of([json.dumps(settings, sort_keys=True, default=str)])

@@ -1,0 +1,193 @@
+"""Recipes: a SELECT over ``pool``, from a shipped file, a file, a query or a bare predicate.
+
+sqlglot parses them: to refuse what is not one SELECT over the pool, to name a mistyped column
+before a long scan, and to split the WHERE into rules. DuckDB runs the text as it stands.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlglot
+from sqlglot import exp
+
+from coyo_tools.bundled import bundled
+from coyo_tools.errors import ColumnError, RecipeError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_STATEMENT = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(select|with|from)\b", re.I | re.S)
+# With one of these the WHERE no longer decides alone which rows come out.
+_BEYOND_WHERE = ("group", "having", "distinct", "joins", "limit", "offset", "qualify", "sample")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One AND-term of a recipe's WHERE, with the comment written beside it."""
+
+    sql: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One SELECT over ``pool`` and the rules its WHERE is made of.
+
+    ``where_decides`` is false when a LIMIT, DISTINCT, QUALIFY, GROUP BY or join also removes rows.
+    """
+
+    name: str
+    sql: str
+    rules: tuple[Rule, ...]
+    where_decides: bool
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe that comes with the toolkit: its name, one line about it, its file."""
+
+    name: str
+    summary: str
+    path: Path
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """List the recipes of sql/recipes by name; the summary is the first comment line."""
+    recipes = []
+    for path in sorted((bundled("sql") / "recipes").glob("*.sql")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+        recipes.append(ShippedRecipe(path.stem, first.lstrip("- ").strip(), path))
+    return recipes
+
+
+def find_shipped(name: str) -> ShippedRecipe:
+    """Return a shipped recipe by its name.
+
+    Raises:
+        RecipeError: there is none; the message names the nearest.
+    """
+    recipes = {recipe.name: recipe for recipe in shipped_recipes()}
+    if name in recipes:
+        return recipes[name]
+    near = difflib.get_close_matches(name, recipes, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise RecipeError(
+        f"There is no recipe called {name!r}.",
+        f"{hint}Shipped are {', '.join(recipes)}. "
+        'A predicate is written like "clip_similarity_vitb32 >= 0.3".',
+    )
+
+
+def load_recipe(text: str) -> Recipe:
+    """Read a recipe: a shipped name, a .sql file, a ``SELECT … FROM pool …``, or a predicate.
+
+    Raises:
+        RecipeError: unknown name, missing file, no SQL, or not one SELECT over ``pool``.
+    """
+    text = text.strip()
+    if not text:
+        raise RecipeError("The recipe is empty.", "`coyo recipes` lists the shipped ones.")
+    if text.lower().endswith(".sql"):
+        path = Path(text)
+        try:
+            sql = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"The recipe file {text} can't be read: {error}.") from error
+        return parse_recipe(sql, name=path.stem)
+    if _STATEMENT.match(text):
+        return parse_recipe(text, name="query")
+    if _NAME.fullmatch(text):
+        shipped = find_shipped(text)
+        return parse_recipe(shipped.path.read_text(encoding="utf-8"), name=shipped.name)
+    # The line break keeps a trailing comment from swallowing the bracket.
+    return parse_recipe(f"SELECT * FROM pool WHERE (\n{text}\n)", name="predicate")  # noqa: S608
+
+
+def parse_recipe(sql: str, *, name: str) -> Recipe:
+    """Check that ``sql`` is one SELECT over ``pool`` and split its WHERE into rules.
+
+    Raises:
+        RecipeError: it does not parse, or is something else.
+    """
+    try:
+        statements = [tree for tree in sqlglot.parse(sql, read="duckdb") if tree is not None]
+    except sqlglot.errors.SqlglotError as error:
+        raise RecipeError(f"The SQL does not parse: {_parse_message(error)}") from error
+    if len(statements) != 1:
+        raise RecipeError(f"A recipe is one SELECT; this one has {len(statements)} statements.")
+    tree = statements[0]
+    if not isinstance(tree, exp.Query):
+        raise RecipeError(f"A recipe is a SELECT over pool; this is a {tree.key.upper()}.")
+    _refuse_other_tables(tree)
+    plain = isinstance(tree, exp.Select)
+    where = tree.args.get("where") if plain else None
+    rules = tuple(_rule(term) for term in _and_terms(where.this)) if where is not None else ()
+    where_decides = plain and not any(tree.args.get(key) for key in _BEYOND_WHERE)
+    columns = tuple(dict.fromkeys(column.name for column in tree.find_all(exp.Column)))
+    return Recipe(name, sql.strip().rstrip(";").rstrip(), rules, where_decides, columns)
+
+
+def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:
+    """Raise ``ColumnError`` for the first column of a recipe that the pool does not have.
+
+    Names that the recipe itself defines (aliases, lambda parameters) are left to DuckDB.
+    """
+    tree = sqlglot.parse_one(recipe.sql, read="duckdb")
+    defined = {alias.alias.lower() for alias in tree.find_all(exp.Alias)}
+    defined |= {
+        name.name.lower() for node in tree.find_all(exp.Lambda) for name in node.expressions
+    }
+    defined |= {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
+    if any(tree.find_all(exp.TableAlias)):
+        return
+    known = {name.lower() for name in available} | defined | {"pool"}
+    for name in recipe.columns:
+        if name.lower() not in known and name != "*":
+            raise missing_column(name, available)
+
+
+def missing_column(name: str, available: tuple[str, ...]) -> ColumnError:
+    """Make the error for a column the pool does not have, with the nearest name there is."""
+    near = difflib.get_close_matches(name, available, n=1)
+    hint = f"Did you mean `{near[0]}`? " if near else ""
+    return ColumnError(f"The pool has no column `{name}`.", f"{hint}It has {', '.join(available)}.")
+
+
+def _refuse_other_tables(tree: exp.Expr) -> None:
+    own = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
+    reads_pool = False
+    for table in tree.find_all(exp.Table):
+        plain = isinstance(table.this, exp.Identifier) and not table.db
+        if plain and table.name.lower() == "pool":
+            reads_pool = True
+        elif not (plain and table.name.lower() in own):
+            raise RecipeError(
+                f"A recipe reads only the table pool; this one reads {table.sql('duckdb')}."
+            )
+    if not reads_pool:
+        raise RecipeError(
+            "The recipe does not read the table pool.",
+            "Write SELECT * FROM pool WHERE …, or only the predicate.",
+        )
+
+
+def _and_terms(condition: exp.Expr) -> list[exp.Expr]:
+    """Split a condition at its top-level ANDs; ORs and everything else stay whole."""
+    inner = condition.unnest()
+    if isinstance(inner, exp.And):
+        return [*_and_terms(inner.left), *_and_terms(inner.right)]
+    return [inner]
+
+
+def _rule(term: exp.Expr) -> Rule:
+    reason = " ".join(comment.strip() for node in term.walk() for comment in node.comments or [])
+    return Rule(term.sql(dialect="duckdb", comments=False), reason)
+
+
+def _parse_message(error: sqlglot.errors.SqlglotError) -> str:
+    if isinstance(error, sqlglot.errors.ParseError) and error.errors:
+        first = error.errors[0]
+        near = f" near {first['highlight']!r}" if first.get("highlight") else ""
+        return f"{str(first['description']).rstrip('.')}{near}, line {first['line']}."
+    return str(error).splitlines()[0]

@@ -1,0 +1,87 @@
+"""What a training run is told, and the shapes of the models it can start from.
+
+Frozen and without torch, so that a command line can read the defaults without waiting for it.
+What is left out: anything that only one module needs stays a constant of that module.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Tower = Literal["image", "text"]
+
+MAX_TOKENS = 64
+"""Captions are cut here: ALIGN's own text length, and what AlignProcessor pads to."""
+
+
+@dataclass(frozen=True)
+class CompactShape:
+    """An ALIGN small enough for a CPU: the dimensions that AlignConfig needs.
+
+    A stage is (output channels, kernel size, stride, expansion, blocks). Widths are real ones
+    (multiples of 8), not multiplied by a width coefficient.
+    """
+
+    image_size: int
+    stem_width: int
+    stages: tuple[tuple[int, int, int, int, int], ...]
+    vocabulary: int
+    text_width: int
+    text_layers: int
+    text_heads: int
+    text_inner: int
+
+
+SHAPES: dict[str, CompactShape] = {
+    # The first stage halves the picture again: at 32 by 32 the depthwise layers cost a CPU more
+    # than all the rest together (measured: 405 instead of 747 images a second on two cores).
+    "compact": CompactShape(
+        image_size=64,
+        stem_width=16,
+        stages=((16, 3, 2, 1, 1), (24, 3, 1, 3, 1), (48, 3, 2, 3, 2), (96, 3, 2, 4, 2)),
+        vocabulary=3000,
+        text_width=128,
+        text_layers=2,
+        text_heads=4,
+        text_inner=256,
+    ),
+}
+"""Models that are trained from scratch, by the name that ``--model`` takes."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run: same configuration, same data, same weights on a CPU.
+
+    ``samples`` is the budget in image-text pairs seen, rounded up to whole batches, so that runs
+    on sets of different sizes are compared at the same compute.
+    """
+
+    shards: Path
+    output: Path
+    samples: int
+    ids: Path | None = None
+    model: str = "compact"
+    seed: int = 0
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    warmup_share: float = 0.1
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    label_smoothing: float = 0.0
+    temperature: float | None = None
+    """Where the temperature starts: None for .07 from scratch, the checkpoint's own otherwise."""
+    smallest_crop: float = 0.6
+    """Share of the picture's area that the random crop keeps at least; 1 turns it off."""
+    freeze: tuple[Tower, ...] = ()
+    image_size: int | None = None
+    """Side in pixels, for the models from scratch: None for the model's own."""
+    device: str | None = None
+    """None for CUDA where there is one, else the CPU."""
+    threads: int | None = None
+    """Of torch and of the decoder; None for what torch takes. Bits depend on it."""
+    log_every: int = 10
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as they stand in ``train_config.json``, paths as text."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
