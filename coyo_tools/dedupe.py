@@ -130,12 +130,8 @@ def _keep_order(pool: Source, keep: str) -> exp.Expr:
     except sqlglot.errors.SqlglotError as error:
         raise RecipeError(f"--keep {keep!r} is not an ORDER BY: {error}") from error
     order = tree.args.get("order")
-    if set(key for key, value in tree.args.items() if value) - {
-        "kind",
-        "expressions",
-        "from_",
-        "order",
-    }:
+    allowed = {"kind", "expressions", "from_", "order"}
+    if any(value for key, value in tree.args.items() if key not in allowed):
         raise RecipeError(f"--keep {keep!r} is more than ORDER BY terms.")
     if order is None:
         raise RecipeError("--keep is empty.", 'For example: --keep "clip_similarity_vitl14 DESC"')

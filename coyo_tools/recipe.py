@@ -18,6 +18,11 @@ from coyo_tools.errors import ColumnError, RecipeError
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STATEMENT = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(select|with|from)\b", re.I | re.S)
 # With one of these the WHERE no longer decides alone which rows come out.
+_VOLATILE = frozenset(
+    {"rand", "random", "setseed", "nextval", "uuid", "gen_random_uuid", "uuidv4", "uuidv7"}
+    | {"now", "today", "current_date", "current_time", "current_timestamp"}
+    | {"get_current_time", "get_current_timestamp", "transaction_timestamp", "txid_current"}
+)
 _BEYOND_WHERE = ("group", "having", "distinct", "joins", "limit", "offset", "qualify", "sample")
 
 
@@ -120,6 +125,7 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
     if not isinstance(tree, exp.Query):
         raise RecipeError(f"A recipe is a SELECT over pool; this is a {tree.key.upper()}.")
     _refuse_other_tables(tree)
+    _refuse_volatile(tree)
     plain = isinstance(tree, exp.Select)
     where = tree.args.get("where") if plain else None
     rules = tuple(_rule(term) for term in _and_terms(where.this)) if where is not None else ()
@@ -147,11 +153,13 @@ def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:
             raise missing_column(name, available)
 
 
-def missing_column(name: str, available: tuple[str, ...]) -> ColumnError:
-    """Make the error for a column the pool does not have, with the nearest name there is."""
+def missing_column(
+    name: str, available: tuple[str, ...], *, where: str = "The pool"
+) -> ColumnError:
+    """Make the error for a column that is not there, with the nearest name there is."""
     near = difflib.get_close_matches(name, available, n=1)
     hint = f"Did you mean `{near[0]}`? " if near else ""
-    return ColumnError(f"The pool has no column `{name}`.", f"{hint}It has {', '.join(available)}.")
+    return ColumnError(f"{where} has no column `{name}`.", f"{hint}It has {', '.join(available)}.")
 
 
 def _refuse_other_tables(tree: exp.Expr) -> None:
@@ -186,8 +194,21 @@ def _rule(term: exp.Expr) -> Rule:
 
 
 def _parse_message(error: sqlglot.errors.SqlglotError) -> str:
-    if isinstance(error, sqlglot.errors.ParseError) and error.errors:
-        first = error.errors[0]
-        near = f" near {first['highlight']!r}" if first.get("highlight") else ""
-        return f"{str(first['description']).rstrip('.')}{near}, line {first['line']}."
-    return str(error).splitlines()[0]
+    if not (isinstance(error, sqlglot.errors.ParseError) and error.errors):
+        return str(error).splitlines()[0]
+    first = error.errors[0]
+    description = str(first["description"]).rstrip(".")
+    if description.startswith("Required keyword"):
+        description = "something is missing"
+    near = " ".join(f"{first.get('start_context', '')}{first.get('highlight', '')}".split())
+    return f"{description}, after: {near[-60:]}"
+
+
+def _refuse_volatile(tree: exp.Expr) -> None:
+    for node in tree.find_all(exp.Func):
+        name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
+        if name.lower() in _VOLATILE:
+            raise RecipeError(
+                f"The recipe calls {name.lower()}(), which gives other rows on every run.",
+                "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
+            )

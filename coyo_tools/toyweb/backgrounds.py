@@ -25,6 +25,15 @@ PALE: dict[str, Colour] = {
     "orange": (255, 207, 158),
 }
 
+_DEEP: dict[str, Colour] = {
+    "yellow": (246, 206, 66),
+    "pink": (246, 140, 176),
+    "blue": (98, 160, 232),
+    "green": (112, 190, 112),
+    "purple": (166, 132, 222),
+    "orange": (248, 160, 88),
+}
+
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:
     """Return ``one`` with ``share`` (0 to 1) of ``other`` mixed in."""
@@ -52,9 +61,8 @@ def _plain(colour: str, size: tuple[int, int], _rng: np.random.Generator) -> Ima
 
 
 def _gradient(colour: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    pale = PALE[colour]
-    strong = mix(pale, (90, 80, 110), 0.38)
-    return ramp(size, mix(pale, (255, 255, 255), 0.75), strong, float(rng.uniform(0, 360)))
+    light = mix(PALE[colour], (255, 255, 255), 0.7)
+    return ramp(size, light, _DEEP[colour], float(rng.uniform(0, 360)))
 
 
 def _doubled(size: tuple[int, int], colour: Colour) -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -66,7 +66,7 @@ def draw(scene: Scene, size: tuple[int, int], rng: np.random.Generator) -> tuple
 
 
 def _light(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    cells = rng.uniform(218, 256, (5, 5)).astype(np.uint8)
+    cells = rng.uniform(224, 256, (5, 5)).astype(np.uint8)
     small = Image.fromarray(cells)
     return small.resize(size, Image.Resampling.BICUBIC).convert("RGB")
 
@@ -91,7 +91,7 @@ def _lean(thing: Thing, rng: np.random.Generator) -> float:
 
 
 _LARGE = {1: (0.52, 0.6), 2: (0.4, 0.44), 3: (0.36, 0.39), 4: (0.37, 0.4)}
-_SMALL = (0.19, 0.22)
+_SMALL = (0.2, 0.24)
 _PAIR = (0.34, 0.4)
 _AT = {"centre": 0.5, "left": 0.2, "right": 0.8, "top": 0.2, "bottom": 0.8}
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from coyo_align.errors import AlignError
+
 Tower = Literal["image", "text"]
 
 MAX_TOKENS = 64
@@ -85,3 +87,38 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """The settings as they stand in ``train_config.json``, paths as text."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse settings that can't work, before anything slow happens.
+
+    Raises:
+        AlignError: names the setting, its value, and what it may be.
+    """
+    for name, good, allowed in (
+        ("samples", config.samples >= 1, "1 or more"),
+        ("batch_size", config.batch_size >= 2, "2 or more: the loss compares within a batch"),
+        ("learning_rate", config.learning_rate > 0, "above 0, such as 0.001"),
+        ("warmup_share", 0 <= config.warmup_share <= 1, "between 0 and 1"),
+        ("weight_decay", config.weight_decay >= 0, "0 or more"),
+        ("clip_norm", config.clip_norm > 0, "above 0"),
+        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
+        ("temperature", config.temperature is None or config.temperature > 0, "above 0"),
+        ("smallest_crop", 0 < config.smallest_crop <= 1, "above 0 and at most 1"),
+        ("freeze", set(config.freeze) < {"image", "text"}, "image or text, not both"),
+        ("image_size", config.image_size is None or config.image_size >= 32, "32 or more"),
+        ("threads", config.threads is None or config.threads >= 1, "1 or more"),
+        ("log_every", config.log_every >= 1, "1 or more"),
+    ):
+        if not good:
+            raise AlignError(f"{name} is {getattr(config, name)!r}, but must be {allowed}.")
+    if config.model not in SHAPES:
+        if not Path(config.model).is_dir():
+            raise AlignError(
+                f"No model {config.model!r}: it is neither one of {', '.join(SHAPES)} nor a local "
+                "directory with an ALIGN checkpoint."
+            )
+        if config.image_size is not None:
+            raise AlignError(
+                f"image_size is {config.image_size}, but a checkpoint brings its own; leave it out."
+            )

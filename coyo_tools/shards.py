@@ -1,0 +1,70 @@
+"""WebDataset tars keyed by id: for every sample ``ID.jpg``, ``ID.txt`` and ``ID.json``.
+
+Plain tars that webdataset, datasets and torch read without our code. The same samples give the
+same bytes: fixed order, no times, no owners.
+"""
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+LEDGER = "ledger.parquet"
+SHARDS_KIND = "shards"
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard.
+
+    >>> shard_name(12)
+    '00012.tar'
+    """
+    return f"{number:05d}.tar"
+
+
+class ShardWriter:
+    """Writes one tar; use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tar.close()
+
+    def add(self, id_: int, jpeg: bytes, text: str, row: Mapping[str, Any]) -> None:
+        """Append a sample; ``row`` holds its columns and becomes the ``.json``."""
+        columns = {name: _plain(value) for name, value in row.items()}
+        encoded = json.dumps(columns, ensure_ascii=False, allow_nan=False)
+        self._append(f"{id_}.jpg", jpeg)
+        self._append(f"{id_}.txt", text.encode())
+        self._append(f"{id_}.json", encoded.encode())
+
+    def _append(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        self._tar.addfile(member, io.BytesIO(data))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold; NaN and infinity, which it can't, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return str(value)

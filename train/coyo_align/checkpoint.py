@@ -1,0 +1,102 @@
+"""Hugging Face directories in and out: weights as safetensors, processor and tokenizer beside them.
+
+A pickle file runs code when it is opened, so only safetensors are read, and no code that a
+directory brings along is trusted. Left out: optimizer state and resuming; a run is its last step.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AlignModel,
+    AlignProcessor,
+    AutoTokenizer,
+    EfficientNetImageProcessorPil,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from coyo_align.config import MAX_TOKENS
+from coyo_align.errors import AlignError
+from coyo_align.tokenizer import cut_at
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an ALIGN directory holds: a plain AlignModel, its image processor and tokenizer."""
+
+    hf: Any
+    image_processor: EfficientNetImageProcessorPil
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Load an ALIGN model with its own processor and tokenizer, in fp32 on the CPU.
+
+    Raises:
+        AlignError: it is no ALIGN checkpoint, has no safetensors, or they don't fit its config.
+    """
+    _check(directory)
+    quiet = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its report of missing weights is ours to give, below
+    try:
+        hf, loading = AlignModel.from_pretrained(
+            directory,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        processor = EfficientNetImageProcessorPil.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise AlignError(
+            f"{directory} can't be loaded as an ALIGN checkpoint: {error}\n"
+            "It needs config.json, model.safetensors, the tokenizer and the preprocessor files, "
+            "as AlignModel and AlignProcessor save them."
+        ) from error
+    finally:
+        hf_logging.set_verbosity(quiet)
+    if missing := sorted(loading["missing_keys"]):
+        raise AlignError(
+            f"The weights in {directory} lack {len(missing)} tensors of its own config, "
+            f"{missing[0]} among them. Give a complete checkpoint."
+        )
+    length = min(MAX_TOKENS, hf.config.text_config.max_position_embeddings)
+    return Checkpoint(hf, processor, cut_at(tokenizer, length))
+
+
+def _check(directory: Path) -> None:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        kind = config["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise AlignError(
+            f"{directory} is not a Hugging Face model directory: no readable config.json with a "
+            "model_type. Give the directory of a run, or of an ALIGN checkpoint."
+        ) from None
+    if kind != "align":
+        raise AlignError(
+            f"{directory} holds a model of type {kind!r}, not 'align'. Give an ALIGN checkpoint."
+        )
+    if not any(directory.glob("*.safetensors")):
+        found = sorted(path.name for path in directory.glob("*.bin")) or ["no weights"]
+        raise AlignError(
+            f"{directory} has no .safetensors file but {', '.join(found)}. Pickled weights run "
+            "code when opened and are refused; convert them with save_pretrained."
+        )
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write what AlignModel, AlignProcessor and the zero-shot pipeline load unchanged."""
+    # channels_last is an order in memory for the training machine; files are stored plainly.
+    checkpoint.hf.to(memory_format=torch.contiguous_format)
+    checkpoint.hf.save_pretrained(directory, safe_serialization=True)
+    AlignProcessor(checkpoint.image_processor, checkpoint.tokenizer).save_pretrained(directory)

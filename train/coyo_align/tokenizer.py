@@ -1,0 +1,72 @@
+"""Captions to tokens: a WordPiece tokenizer trained on the captions when no model brings its own.
+
+``BertTokenizer(vocab_file=...)`` of transformers 5 ignores the file and turns every word into
+[UNK]; here the vocabulary is always passed as a mapping, and reloaded with ``from_pretrained``.
+The tokenizer carries ``truncation`` among its own settings, because AlignProcessor pads to 64
+tokens but does not cut at 64 unless its tokenizer asks for it.
+
+Left out: any other kind of tokenizer. A checkpoint's own one is loaded in ``checkpoint``.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers.implementations import BertWordPieceTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerBase
+
+from coyo_align.config import MAX_TOKENS
+
+Tokens = NDArray[np.int32]
+
+_SMALLEST_COUNT = 2
+"""A piece seen once in the captions can't be learned from."""
+
+
+def train_tokenizer(captions: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """Train an uncased WordPiece tokenizer with at most ``vocabulary`` entries on the captions.
+
+    Deterministic: the same captions give the same vocabulary in the same order.
+    """
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(
+        captions, vocab_size=vocabulary, min_frequency=_SMALLEST_COUNT, show_progress=False
+    )
+    entries = sorted(trainer.get_vocab().items(), key=lambda entry: entry[1])
+    return cut_at(BertTokenizer(vocab=dict(entries)), MAX_TOKENS)
+
+
+def cut_at(tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedTokenizerBase:
+    """Make the tokenizer, and the AlignProcessor around it, cut texts after ``length`` tokens.
+
+    AlignProcessor merges the settings its tokenizer was made with into every call, so the setting
+    survives saving and loading.
+    """
+    tokenizer.model_max_length = length
+    tokenizer.init_kwargs["model_max_length"] = length
+    tokenizer.init_kwargs["truncation"] = True
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[Tokens]:
+    """Turn captions into token ids, cut at the tokenizer's length and without padding."""
+    if not captions:
+        return []
+    rows = tokenizer(list(captions), truncation=True, padding=False)["input_ids"]
+    return [np.asarray(row, dtype=np.int32) for row in rows]
+
+
+def pad(rows: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Stack token rows, padded to the longest of them only.
+
+    Returns:
+        Token ids and a mask that is true where a token stands, both (rows, longest row). Padding
+        further changes embeddings by less than 1e-6 and costs time.
+    """
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.bool_)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return ids, mask
