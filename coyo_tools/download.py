@@ -6,9 +6,11 @@ stays out. Raw bytes live only until their shard is packed. Left out for now: re
 forecasting.
 """
 
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
-from coyo_tools.engine import available_cores, open_session, read_sql, refuse_duplicate_ids
+from coyo_tools.engine import (
+    available_cores,
+    count_rows,
+    open_session,
+    read_sql,
+    refuse_duplicate_ids,
+)
 from coyo_tools.errors import ColumnError, DownloadError, EmptyResultError
 from coyo_tools.fetcher import (
     SERVED_BYTES,
@@ -34,6 +42,7 @@ from coyo_tools.progress import Progress, no_progress
 from coyo_tools.shards import LEDGER, SHARDS_KIND, ShardWriter, shard_name
 from coyo_tools.source import open_source
 
+_PHASH = re.compile("[0-9a-fA-F]{16}")
 _FATES_SCHEMA = {
     ID: pl.Int64,
     URL: pl.String,
@@ -70,7 +79,7 @@ _NETWORK_OUTCOMES = (
 class DownloadSettings:
     """How to download: see ``coyo download --help`` for what each is for."""
 
-    picture: PictureSettings = PictureSettings()
+    picture: PictureSettings = field(default_factory=PictureSettings)
     max_drift: int = 8
     samples_per_shard: int = 10_000
     processes: int | None = None
@@ -116,10 +125,11 @@ def download_pictures(
         refuse_duplicate_ids(session, session.view("pool"), pool.path)
         work = directory / "work"
         urls = _plan(session, work)
-        fates = _fetch_and_pack(directory, work, urls, chosen, on_progress) if urls else []
-        fates += _unfetchable(session)
-        ledger = _write_ledger(session, directory, fates, pool.rows)
-        _remove(work)
+        if urls:
+            _fetch_and_pack(directory, work, urls, chosen, on_progress)
+        _unfetchable(session).write_parquet(work / "fates-unfetchable.parquet")
+        ledger = _write_ledger(session, directory, work, pool.rows)
+        shutil.rmtree(work)
         outcomes = dict(
             ledger["outcome"].value_counts().sort("count", "outcome", descending=True).iter_rows()
         )
@@ -161,12 +171,12 @@ def _plan(session: duckdb.DuckDBPyConnection, work: Path) -> int:
     urls = session.table("urls").order(URL_NUMBER)
     urls.write_parquet(str(work / "urls.parquet"))
     session.sql(read_sql("download/rows.sql")).write_parquet(str(work / "rows.parquet"))
-    return pq.ParquetFile(work / "urls.parquet").metadata.num_rows
+    return count_rows(session.table("urls"))
 
 
 def _fetch_and_pack(
     directory: Path, work: Path, urls: int, settings: DownloadSettings, on_progress: Progress
-) -> list[pl.DataFrame]:
+) -> None:
     processes = settings.processes or available_cores()
     raw = work / "raw"
     log = work / "img2dataset.log"
@@ -182,26 +192,25 @@ def _fetch_and_pack(
         ),
         log,
     )
-    fates = []
+    packed = 0
     try:
         with PictureWorkers(settings.picture, processes) as workers:
-            done = 0
             for number in _finished_shards(raw, shards, lambda: fetcher.poll() is None):
                 first = number * settings.samples_per_shard
                 last = min(first + settings.samples_per_shard, urls)
                 rows = _rows_of_shard(work / "rows.parquet", first, last)
-                fates.append(_pack_shard(directory, raw, number, rows, workers, settings))
-                done += last - first
-                on_progress(done, urls)
+                fates = _pack_shard(directory, raw, number, rows, workers, settings)
+                fates.write_parquet(work / f"fates-{number:05d}.parquet")
+                packed += 1
+                on_progress(min(packed * settings.samples_per_shard, urls), urls)
     finally:
         stop_fetching(fetcher)
-    if len(fates) < shards:
+    if packed < shards:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         tail = "\n  ".join(lines[-5:])
         raise DownloadError(
-            f"img2dataset ended after {len(fates)} of {shards} shards. Its last words:\n  {tail}"
+            f"img2dataset ended after {packed} of {shards} shards. Its last words:\n  {tail}"
         )
-    return fates
 
 
 def _finished_shards(raw: Path, shards: int, running: Callable[[], bool]) -> Iterator[int]:
@@ -219,9 +228,8 @@ def _finished_shards(raw: Path, shards: int, running: Callable[[], bool]) -> Ite
 
 
 def _rows_of_shard(rows: Path, first: int, last: int) -> pl.DataFrame:
-    return pl.read_parquet(rows, use_pyarrow=False).filter(
-        pl.col(URL_NUMBER).is_between(first, last, closed="left")
-    )
+    wanted = pl.col(URL_NUMBER).is_between(first, last, closed="left")
+    return pl.scan_parquet(rows).filter(wanted).collect()
 
 
 def _pack_shard(
@@ -236,8 +244,7 @@ def _pack_shard(
     served = raw / f"{number:05d}.parquet"
     results: dict[int, Picture | Refusal] = {}
     with pq.ParquetFile(served) as parquet:
-        for url_number, result in workers.decode(_served(parquet, results)):
-            results[url_number] = result
+        results.update(workers.decode(_served(parquet, results)))
     fates = []
     name = shard_name(number)
     with ShardWriter(directory / name) as shard:
@@ -295,8 +302,10 @@ def _judge(row: dict[str, Any], result: Picture | Refusal, max_drift: int) -> di
     }
     if row[TEXT] is None or not row[TEXT].strip():
         return fate | {"outcome": "no caption", "detail": "the text is empty"}
-    if not fate[IMAGE_PHASH]:
+    if fate[IMAGE_PHASH] is None:
         return fate
+    if not _PHASH.fullmatch(fate[IMAGE_PHASH]):
+        return fate | {"detail": "drift unknown: image_phash is not 16 hex digits"}
     distance = hamming(result.image_phash, fate[IMAGE_PHASH])
     fate["phash_distance"] = distance
     if distance > max_drift:
@@ -304,29 +313,22 @@ def _judge(row: dict[str, Any], result: Picture | Refusal, max_drift: int) -> di
     return fate
 
 
-def _unfetchable(session: duckdb.DuckDBPyConnection) -> list[pl.DataFrame]:
+def _unfetchable(session: duckdb.DuckDBPyConnection) -> pl.DataFrame:
     rows = session.sql(read_sql("download/unfetchable.sql")).fetchall()
-    if not rows:
-        return []
     fates = [
         {ID: id_, URL: url, "outcome": "bad url", "detail": "not an http or https address"}
         for id_, url in rows
     ]
-    return [pl.DataFrame(fates, schema=_FATES_SCHEMA)]
+    return pl.DataFrame(fates, schema=_FATES_SCHEMA)
 
 
 def _write_ledger(
-    session: duckdb.DuckDBPyConnection, directory: Path, fates: list[pl.DataFrame], rows: int
+    session: duckdb.DuckDBPyConnection, directory: Path, work: Path, rows: int
 ) -> pl.DataFrame:
-    session.from_arrow(pl.concat(fates).to_arrow()).create_view("fates")
+    fates = sorted(str(path.absolute()) for path in work.glob("fates-*.parquet"))
+    session.read_parquet(fates).create_view("fates")
     session.sql(read_sql("download/ledger.sql")).write_parquet(str(directory / LEDGER))
     ledger = pl.read_parquet(directory / LEDGER)
     if ledger.height != rows or ledger[ID].n_unique() != rows:
         raise RuntimeError(f"the ledger has {ledger.height} rows for {rows} ids")
     return ledger
-
-
-def _remove(work: Path) -> None:
-    import shutil
-
-    shutil.rmtree(work)

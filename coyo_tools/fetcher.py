@@ -23,8 +23,10 @@ SERVED_BYTES = "jpg"  # img2dataset names the column after its encode_format, wh
 
 @dataclass(frozen=True)
 class FetchSettings:
-    """What to fetch and how hard: a parquet file with ``url`` and ``url_number``, a folder for raw
-    shards, urls a shard, processes, threads a process, seconds before a request is given up.
+    """What to fetch and how hard.
+
+    ``urls`` is a parquet file with ``url`` and ``url_number``, ``output`` the folder for raw
+    shards, ``threads`` counts per process, ``timeout`` seconds per request.
     """
 
     urls: str

@@ -137,7 +137,9 @@ def _sun(draw: ImageDraw.ImageDraw, size: tuple[int, int], rng: np.random.Genera
         draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 
 
-def _sky(size: tuple[int, int], top: Colour, low: Colour) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _sky(
+    size: tuple[int, int], top: Colour, low: Colour
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     image = ramp((size[0] * 2, size[1] * 2), top, low, 90)
     return image, ImageDraw.Draw(image)
 

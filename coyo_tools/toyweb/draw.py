@@ -199,7 +199,9 @@ def object_tile(thing: Thing, diameter: int, lean: float, mirrored: bool) -> Til
     paper, mask = paper.reduce(_SUPER), mask.reduce(_SUPER)
     shine = _shine(paper.size[0])
     paper = Image.composite(Image.new("RGB", paper.size, _WHITE), paper, shine)
-    shadow = mask.filter(ImageFilter.BoxBlur(max(2, side // 22))).point([v // 3 for v in range(256)])
+    shadow = mask.filter(ImageFilter.BoxBlur(max(2, side // 22))).point(
+        [v // 3 for v in range(256)]
+    )
     return paper, mask, shadow
 
 

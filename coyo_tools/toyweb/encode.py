@@ -25,11 +25,19 @@ _SMALLEST, _LARGEST = 200, 640
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A near-duplicate to make: "reencoded" or "resized", of the ``source``-th file of a job."""
+
+    kind: str
+    source: int = 0
+
+
+@dataclass(frozen=True)
 class PictureJob:
     """A picture to draw: its scene, marks and file format, and the copies to make of it.
 
     ``stream`` and ``number`` name the picture among all that a toy web draws, and ``attempt``
-    counts redraws of one that came out too like another. ``copies`` are "reencoded" or "resized".
+    counts redraws of one that came out too like another.
     """
 
     seed: int
@@ -38,7 +46,7 @@ class PictureJob:
     scene: Scene
     format: str = "JPEG"
     watermarked: bool = False
-    copies: tuple[str, ...] = ()
+    copies: tuple[Copy, ...] = ()
     attempt: int = 0
 
 
@@ -54,16 +62,17 @@ class Encoded:
 
 
 def make_picture(job: PictureJob) -> list[Encoded]:
-    """Draw a job's picture: the picture first, then its copies in the order asked for."""
+    """Draw a job's picture and return its files: the picture, then its copies as planned."""
     rng = generator(job.seed, f"picture/{job.stream}", job.number, job.attempt)
     image, middle = draw(job.scene, picture_size(rng), rng)
     if job.scene.faces:
         marks.faces(image, job.scene.faces, middle, rng)
     if job.watermarked:
         marks.watermark(image, rng)
-    original = encode(image, job.format, quality=int(rng.integers(82, 94)))
-    copies = [_copy(original, kind, rng) for kind in job.copies]
-    return [original, *copies]
+    files = [encode(image, job.format, quality=int(rng.integers(82, 94)))]
+    for copy in job.copies:
+        files.append(_copy(files[copy.source], copy.kind, rng))
+    return files
 
 
 def encode(image: Image.Image, file_format: str, quality: int = 90) -> Encoded:

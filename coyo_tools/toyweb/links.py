@@ -6,7 +6,6 @@ placeholder, two are slow. What a fate means in bytes on the wire is for `server
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -84,17 +83,7 @@ _USUAL = (
 )
 
 
-@dataclass(frozen=True)
-class Link:
-    """A url and its fate."""
-
-    url: str
-    fate: Fate
-
-
-def plan_fates(
-    faults: LinkFaults, formats: Sequence[str], rng: np.random.Generator
-) -> list[Fate]:
+def plan_fates(faults: LinkFaults, formats: Sequence[str], rng: np.random.Generator) -> list[Fate]:
     """Give every url its fate, each fate exactly as often as its fraction says.
 
     Args:
@@ -103,7 +92,7 @@ def plan_fates(
         rng: decides which urls.
 
     Raises:
-        ValueError: there are fewer JPEGs than pictures to truncate.
+        ValueError: the faults need more urls, or more JPEGs, than there are.
     """
     total = len(formats)
     fates = [Fate.OK] * total
@@ -132,6 +121,8 @@ def plan_fates(
         (Fate.TIMEOUT, faults.timeouts),
     )
     for fate, amount in amounts:
+        if amount > len(free):
+            raise ValueError(f"{total} urls are too few for the planned link faults")
         taken, free = free[:amount], free[amount:]
         for index in taken:
             fates[index] = fate

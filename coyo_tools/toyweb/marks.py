@@ -83,7 +83,9 @@ def _face(side: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image
     for x in (0.37, 0.63):
         pen.ellipse(box(x, 0.52, 0.062, 0.05), fill=(255, 255, 255))
         pen.ellipse(box(x, 0.525, 0.033, 0.04), fill=(40, 30, 30))
-        pen.ellipse(box(x + (x - 0.5) * 0.55, 0.67, 0.05, 0.035), fill=mix(skin, (240, 90, 90), 0.4))
+        pen.ellipse(
+            box(x + (x - 0.5) * 0.55, 0.67, 0.05, 0.035), fill=mix(skin, (240, 90, 90), 0.4)
+        )
     pen.line((0.5 * full, 0.56 * full, 0.48 * full, 0.65 * full), fill=dark, width=full // 45)
     pen.chord(box(0.5, 0.7, 0.15, 0.12), 15, 165, fill=(168, 40, 48))
     return paper.reduce(_SUPER), mask.reduce(_SUPER)

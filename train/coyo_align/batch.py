@@ -10,25 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coyo_align.errors import AlignError
 from coyo_align.images import Pixels, Preprocess
 from coyo_align.tokenizer import Tokens, pad
-
-
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name; for None CUDA where there is one, else the CPU.
-
-    Raises:
-        AlignError: torch knows no such device, or it isn't there.
-    """
-    there = torch.cuda.is_available()
-    try:
-        device = torch.device(name or ("cuda" if there else "cpu"))
-    except RuntimeError:
-        raise AlignError(f"torch knows no device {name!r}; try cpu or cuda.") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not there):
-        raise AlignError(f"There is no device {name!r} that this torch can use; try cpu.")
-    return device
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ class _PixelStore:
     def append(self, row: Pixels) -> None:
         self._memory += row.data
         if len(self._memory) > _IN_MEMORY:
-            self._file = self._file or tempfile.TemporaryFile()
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the map)
             self._file.write(self._memory)
             self._memory.clear()
 

@@ -14,53 +14,27 @@ Rules, chosen so that nothing flatters a model:
 Left out: classification, nearest neighbours, and intervals around the figures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.batch import Feed, cut, pick_device
+from coyo_align.batch import Feed
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.data import OnLoad, load_pairs
-from coyo_align.embed import Embeddings, embed_images, embed_texts
+from coyo_align.device import pick_device, torch_threads
+from coyo_align.embed import embed_images, embed_texts
 from coyo_align.errors import AlignError
 from coyo_align.images import preprocess_of
 from coyo_align.model import Align
-from coyo_align.threads import torch_threads
+from coyo_align.retrieval import Scores, score
 from coyo_align.tokenizer import encode
-
-KS = (1, 5, 10)
 
 OnProgress = Callable[[int, int], None]
 """Called with the pictures and captions embedded so far, and how many there are."""
-
-_TIE = 1e-6
-"""Nearer than this is a tie: the same two vectors multiply to results that differ in their last
-bits with their place in the matrix."""
-_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One direction of retrieval.
-
-    Attributes:
-        queries: how many were asked.
-        candidates: how many there were to choose from.
-        recall: share of queries with a right answer among the first k, by k.
-        median_rank: the rank, from 1, within which half of the queries have a right answer.
-        chance_recall: what a random order of the candidates scores on average, by k.
-        chance_median_rank: the same for the median rank.
-    """
-
-    queries: int
-    candidates: int
-    recall: dict[int, float]
-    median_rank: int
-    chance_recall: dict[int, float]
-    chance_median_rank: int
 
 
 @dataclass(frozen=True)
@@ -110,7 +84,7 @@ def evaluate_retrieval(
         )
     tokens = encode(checkpoint.tokenizer, pairs.captions)
     feed = Feed(pairs.images, tokens, preprocess, checkpoint.tokenizer.pad_token_id, place)
-    image_of, first_images = _groups([row.tobytes() for row in pairs.images])
+    image_of, first_images = _groups(sha256(row).digest() for row in pairs.images)
     text_of, first_texts = _groups(pairs.captions)
 
     done = 0
@@ -126,12 +100,26 @@ def evaluate_retrieval(
         model = Align(checkpoint.hf).to(place)
         images = embed_images(model, feed, first_images, batch_size, embedded)
         texts = embed_texts(model, feed, first_texts, batch_size, embedded)
-    to_text, to_image = retrieval(images, texts, image_of, text_of)
+    right = np.unique(np.stack([image_of, text_of], axis=1), axis=0)
+    captions = np.bincount(text_of)  # equal captions are embedded once and count as often as given
     return RetrievalScores(
-        image_to_text=to_text,
-        text_to_image=to_image,
+        image_to_text=score(images, texts, right, candidate_counts=captions),
+        text_to_image=score(texts, images, right[:, ::-1], query_counts=captions),
         n_images=len(first_images),
         n_texts=len(pairs),
         skipped=pairs.skipped,
         missing_ids=pairs.missing_ids,
     )
+
+
+def _groups(keys: Iterable[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number equal keys alike: the group of each row, and the first row of each group."""
+    groups: dict[Hashable, int] = {}
+    group_of = []
+    first = []
+    for row, key in enumerate(keys):
+        if key not in groups:
+            groups[key] = len(groups)
+            first.append(row)
+        group_of.append(groups[key])
+    return np.asarray(group_of, dtype=np.int64), np.asarray(first, dtype=np.int64)

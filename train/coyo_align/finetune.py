@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from coyo_align.augment import random_crop
-from coyo_align.batch import Feed, cut, pick_device
+from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coyo_align.config import SHAPES, TrainConfig, check
 from coyo_align.data import OnLoad, Pairs, load_pairs
+from coyo_align.device import pick_device, seeded, torch_threads
 from coyo_align.errors import AlignError
 from coyo_align.images import Preprocess, image_processor, preprocess_of
 from coyo_align.loss import contrastive_loss
@@ -75,7 +75,7 @@ def finetune(
     config.output.mkdir(parents=True, exist_ok=True)
     if any(config.output.iterdir()):
         raise AlignError(f"{config.output} is not empty. Give a new directory for the run.")
-    with _reproducible(config.seed, config.threads, device):
+    with torch_threads(config.threads), seeded(config.seed, device):
         started = time.perf_counter()
         checkpoint, pairs, feed = _prepare(config, device, on_load)
         load_seconds = time.perf_counter() - started
@@ -114,7 +114,7 @@ def finetune(
                     raise _not_a_number(step, rate, losses)
 
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
                 optimizer.step()
                 model.clamp_temperature()
@@ -220,17 +220,3 @@ def _not_a_number(step: int, rate: float, losses: list[float]) -> AlignError:
         f"The loss is {losses[-1]} at step {step + 1}, learning rate {rate:.3g}; the losses before "
         f"it were {before}. Try a lower learning rate or a smaller clip_norm."
     )
-
-
-@contextmanager
-def _reproducible(seed: int, threads: int | None, device: torch.device) -> Iterator[None]:
-    """Seed torch and set its threads for a while, then put back what was there."""
-    threads_before = torch.get_num_threads()
-    gpus = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed)
-        torch.set_num_threads(threads or threads_before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads_before)

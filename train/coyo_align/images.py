@@ -1,4 +1,4 @@
-"""A stranger's picture to the pixels that the model was made for, the same ones AlignProcessor gives.
+"""A stranger's picture to the pixels the model was made for, the same that AlignProcessor gives.
 
 The geometry (resize, crop) is done once per picture and kept as bytes; the arithmetic (rescale,
 normalise) is one multiply and one add per channel, done on the batch. Both are taken from the

@@ -1,0 +1,231 @@
+"""Make a toy web: draw what is planned, then write metadata, truth, evaluation set and web.
+
+Written straight into a directory that the caller has made and will publish; this module knows
+nothing of manifests. All bytes follow from the config, whatever the number of processes.
+"""
+
+import csv
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coyo_tools.toyweb import marks, tables, wording
+from coyo_tools.toyweb.config import ToyWebConfig, ToyWebSummary
+from coyo_tools.toyweb.encode import (
+    CONTENT_TYPE,
+    SUFFIX,
+    Encoded,
+    PictureJob,
+    encode,
+    make_picture,
+)
+from coyo_tools.toyweb.links import Fate
+from coyo_tools.toyweb.plan import Plan, Row, make_plan
+from coyo_tools.toyweb.routes import FILES_FOLDER, Route, write_routes
+from coyo_tools.toyweb.seeds import generator
+
+# Different pictures are at least this far apart, and a copy at most encode.NEAR from its original.
+APART = 12
+_REDRAWS = 50
+
+_NOTICE = """<!DOCTYPE html>
+<html><head><title>Page not found</title></head>
+<body><h1>Sorry, we could not find that picture</h1>
+<p>It may have been moved. Try our <a href="/">start page</a>.</p></body></html>
+"""
+
+
+def make_toy_web(
+    directory: Path,
+    config: ToyWebConfig,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    processes: int = 1,
+) -> ToyWebSummary:
+    """Write a toy web into an empty directory and return what was planted.
+
+    Args:
+        directory: exists and is empty; gets ``pool/``, ``heldout/``, ``web/``, ``truth.parquet``.
+        config: seed, size and faults.
+        on_progress: called with pictures drawn so far and in all.
+        processes: how many draw; more than one starts new interpreters, so the calling script
+            must be guarded by ``if __name__ == "__main__"``.
+
+    Raises:
+        ValueError: the web is too small for the faults asked for.
+    """
+    plan = make_plan(config)
+    files_folder = directory / "web" / FILES_FOLDER
+    images_folder = directory / "heldout" / "images"
+    for folder in (directory / "pool", files_folder, images_folder):
+        folder.mkdir(parents=True)
+
+    needed = _needed(plan)
+    jobs = [*plan.pictures, *plan.others, *plan.heldout]
+    measured: list[list[Encoded]] = [[] for _ in jobs]
+
+    def keep(index: int, files: Sequence[Encoded]) -> None:
+        job = jobs[index]
+        for number, file in enumerate(files):
+            if job.stream == "heldout":
+                (images_folder / f"{job.number:05d}.jpg").write_bytes(file.data)
+            elif (job.stream, job.number, number) in needed:
+                (files_folder / _name(job.stream, job.number, number, file)).write_bytes(file.data)
+        # The bytes are on disk now; ten thousand pictures need not be in memory as well.
+        measured[index] = [replace(file, data=b"") for file in files]
+
+    for index, files in enumerate(_drawn(jobs, processes)):
+        keep(index, files)
+        if on_progress is not None:
+            on_progress(index + 1, len(jobs))
+    for index, files in _redrawn(jobs, measured):
+        keep(index, files)
+
+    pictures = measured[: len(plan.pictures)]
+    others = measured[len(plan.pictures) : len(plan.pictures) + len(plan.others)]
+    routes = _routes(plan, config, pictures, others)
+    _write_extras(files_folder, routes)
+    write_routes(directory / "web", routes)
+    _write_captions(directory / "heldout" / "captions.csv", config, plan.heldout)
+    tables.write_pool(directory / "pool" / "part-00000.parquet", config, plan, pictures)
+    tables.write_truth(directory / "truth.parquet", plan)
+    return tables.summarise(config, plan)
+
+
+def _drawn(jobs: Sequence[PictureJob], processes: int) -> Iterator[list[Encoded]]:
+    """Draw the jobs in order, in this process or in several."""
+    if processes <= 1:
+        yield from map(make_picture, jobs)
+        return
+    # Not fork: the caller may have threads, a server among them.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from pool.map(make_picture, jobs, chunksize=32)
+
+
+def _redrawn(
+    jobs: list[PictureJob], measured: Sequence[Sequence[Encoded]]
+) -> Iterator[tuple[int, list[Encoded]]]:
+    """Draw again what came out too like an earlier picture, until nothing does.
+
+    Raises:
+        RuntimeError: some pictures are alike after many attempts.
+    """
+    hashes = np.array([int(files[0].phash, 16) for files in measured], dtype=np.uint64)
+    # Of two that are alike the later gives way; afterwards only redrawn ones can be at fault.
+    suspects = [n for n in range(len(jobs)) if _is_crowded(hashes[:n], hashes[n])]
+    for attempt in range(1, _REDRAWS):
+        for index in suspects:
+            jobs[index] = replace(jobs[index], attempt=attempt)
+            files = make_picture(jobs[index])
+            hashes[index] = int(files[0].phash, 16)
+            yield index, files
+        suspects = [n for n in suspects if _is_crowded(np.delete(hashes, n), hashes[n])]
+        if not suspects:
+            return
+    raise RuntimeError(f"{len(suspects)} pictures are too alike after {_REDRAWS} attempts")
+
+
+def _is_crowded(others: npt.NDArray[np.uint64], own: np.uint64) -> bool:
+    return bool((np.bitwise_count(others ^ own) < APART).any())
+
+
+def _needed(plan: Plan) -> set[tuple[str, int, int]]:
+    """Return (stream, picture, file) of everything that some url still sends."""
+    silent = {
+        Fate.NOT_FOUND,
+        Fate.GONE,
+        Fate.DEAD_HOST,
+        Fate.RESET,
+        Fate.TIMEOUT,
+        Fate.PLACEHOLDER,
+        Fate.HTML_AS_JPEG,
+    }
+    return {_sent(plan, row) for row in plan.rows if row.fate not in silent}
+
+
+def _sent(plan: Plan, row: Row) -> tuple[str, int, int]:
+    """Return (stream, picture, file) of what a row's url sends."""
+    if row.fate is Fate.REPLACED:
+        return ("other", plan.replacement[row.url], 0)
+    if row.fate is Fate.RECOMPRESSED:
+        return ("pool", row.picture, plan.served_file[row.url])
+    return ("pool", row.picture, row.file)
+
+
+def _name(stream: str, picture: int, file: int, encoded: Encoded) -> str:
+    lead = "other-" if stream == "other" else ""
+    copy = f"-{file}" if file else ""
+    return f"{lead}{picture:06d}{copy}.{SUFFIX[encoded.format]}"
+
+
+_PLACEHOLDER_FILE = "placeholder.jpg"
+_NOTICE_FILE = "notice.html"
+
+
+def _routes(
+    plan: Plan,
+    config: ToyWebConfig,
+    pictures: Sequence[Sequence[Encoded]],
+    others: Sequence[Sequence[Encoded]],
+) -> dict[str, Route]:
+    routes: dict[str, Route] = {}
+    rng = generator(config.seed, "delays")
+    needed = _needed(plan)
+    for row in plan.rows:
+        if row.url in routes:
+            continue
+        stream, picture, number = key = _sent(plan, row)
+        encoded = (others if stream == "other" else pictures)[picture][number]
+        kind = CONTENT_TYPE[encoded.format]
+        file = _name(stream, picture, number, encoded) if key in needed else ""
+        route = Route(row.fate, file, kind)
+        if row.fate is Fate.PLACEHOLDER:
+            route = Route(row.fate, _PLACEHOLDER_FILE, "image/jpeg")
+        elif row.fate is Fate.HTML_AS_JPEG:
+            route = Route(row.fate, _NOTICE_FILE, "image/jpeg")
+        elif row.fate is Fate.WRONG_CONTENT_TYPE:
+            route = replace(route, content_type="text/html; charset=utf-8")
+        elif row.fate is Fate.SLOW:
+            share = float(rng.uniform(0.75, 1.25))
+            route = replace(route, seconds=round(config.links.slow_seconds * share, 3))
+        elif row.fate is Fate.TIMEOUT:
+            route = Route(row.fate, seconds=config.links.timeout_seconds)
+        elif row.fate is Fate.MOVED:
+            host = row.url.split("/")[2]
+            target = f"http://{host}/archive/{len(routes)}.{SUFFIX[encoded.format]}"
+            routes[target] = Route(Fate.OK, file, kind)
+            route = Route(row.fate, location=target)
+        elif row.fate in (Fate.NOT_FOUND, Fate.GONE, Fate.DEAD_HOST, Fate.RESET):
+            route = Route(row.fate)
+        routes[row.url] = route
+    return routes
+
+
+def _write_extras(folder: Path, routes: dict[str, Route]) -> None:
+    files = {route.file for route in routes.values()}
+    if _PLACEHOLDER_FILE in files:
+        data = encode(marks.placeholder(), "JPEG", 90).data
+        (folder / _PLACEHOLDER_FILE).write_bytes(data)
+    if _NOTICE_FILE in files:
+        (folder / _NOTICE_FILE).write_text(_NOTICE, encoding="utf-8", newline="\n")
+
+
+def _write_captions(path: Path, config: ToyWebConfig, jobs: Sequence[PictureJob]) -> None:
+    """Write the evaluation set's captions: complete, correct and all different."""
+    seen: set[str] = set()
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("file", "text"))
+        for job in jobs:
+            rng = generator(config.seed, "heldout-caption", job.number)
+            text = wording.caption(job.scene, rng, full=True)
+            while text in seen:
+                text = wording.caption(job.scene, rng, full=True)
+            seen.add(text)
+            writer.writerow((f"images/{job.number:05d}.jpg", text))

@@ -1,0 +1,122 @@
+"""Ranks among embeddings, and what chance would score: arithmetic on arrays, no model.
+
+The similarity matrix is never held whole: a block of queries at a time, so that tens of thousands
+of pairs fit in memory. Left out: what counts as right, which ``evaluate`` decides.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embeddings = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+KS = (1, 5, 10)
+
+_TIE = 1e-6
+"""Nearer than this is a tie: the product of the same two vectors differs in its last bits with
+their place in the matrix."""
+_BLOCK = 2**23
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One direction of retrieval.
+
+    Attributes:
+        queries: how many were asked.
+        candidates: how many there were to choose from.
+        recall: share of queries with a right answer among the first k, by k.
+        median_rank: the rank, from 1, within which half of the queries have a right answer.
+        chance_recall: what a random order of the candidates scores on average, by k.
+        chance_median_rank: the same for the median rank.
+    """
+
+    queries: int
+    candidates: int
+    recall: dict[int, float]
+    median_rank: int
+    chance_recall: dict[int, float]
+    chance_median_rank: int
+
+
+def score(
+    queries: Embeddings,
+    candidates: Embeddings,
+    right: Ints,
+    query_counts: Ints | None = None,
+    candidate_counts: Ints | None = None,
+) -> Scores:
+    """Score one direction.
+
+    Args:
+        queries: (queries, width) unit vectors.
+        candidates: (candidates, width) unit vectors.
+        right: (right answers, 2) distinct rows of query and candidate, one or more per query.
+        query_counts: how often each query is asked, once by default.
+        candidate_counts: how many candidates each row stands for, one by default.
+    """
+    asked = np.ones(len(queries), np.int64) if query_counts is None else query_counts
+    there = np.ones(len(candidates), np.int64) if candidate_counts is None else candidate_counts
+    ranks = first_right_ranks(queries, candidates, right, there)
+    n = int(there.sum())
+    answers = np.zeros(len(queries), np.int64)
+    np.add.at(answers, right[:, 0], there[right[:, 1]])
+    chance = chance_of_rank(answers, asked, n)
+    return Scores(
+        queries=int(asked.sum()),
+        candidates=n,
+        recall={k: float(asked[ranks <= k].sum() / asked.sum()) for k in KS},
+        median_rank=_median(ranks, asked),
+        chance_recall={k: float(chance[min(k, n) - 1]) for k in KS},
+        chance_median_rank=int(np.searchsorted(chance, 0.5 - 1e-9)) + 1,
+    )
+
+
+def first_right_ranks(
+    queries: Embeddings, candidates: Embeddings, right: Ints, counts: Ints
+) -> Ints:
+    """For each query 1 + how many wrong candidates are at least as near as its nearest right one.
+
+    Whatever is not surely further away counts against the query: ties, and similarities that are
+    no numbers.
+    """
+    ranks = np.zeros(len(queries), np.int64)
+    right = right[np.argsort(right[:, 0], kind="stable")]
+    rows = max(1, _BLOCK // len(candidates))
+    for start in range(0, len(queries), rows):
+        block = queries[start : start + rows] @ candidates.T
+        first, last = np.searchsorted(right[:, 0], [start, start + rows])
+        row, column = right[first:last, 0] - start, right[first:last, 1]
+        best = np.full(len(block), -np.inf, dtype=np.float32)
+        np.maximum.at(best, row, block[row, column])
+        ahead = ~(block < best[:, None] - _TIE)
+        ahead[row, column] = False
+        ranks[start : start + rows] = 1 + ahead @ counts.astype(np.float64)
+    return ranks
+
+
+def chance_of_rank(answers: Ints, asked: Ints, candidates: int) -> NDArray[np.float64]:
+    """The chance that a random order has a right answer within rank 1, 2, ... of all candidates.
+
+    For a query with m right ones among n that is 1 - C(n - m, r) / C(n, r), averaged over queries.
+
+    Args:
+        answers: right candidates of each query.
+        asked: how often each query is asked.
+        candidates: n.
+    """
+    before = np.arange(candidates)
+    total = np.zeros(candidates, dtype=np.float64)
+    for m in np.unique(answers):
+        still_none = np.cumprod(np.clip(candidates - m - before, 0, None) / (candidates - before))
+        total += asked[answers == m].sum() * (1 - still_none)
+    total /= asked.sum()
+    return total
+
+
+def _median(ranks: Ints, asked: Ints) -> int:
+    order = np.argsort(ranks, kind="stable")
+    reached = np.cumsum(asked[order])
+    return int(ranks[order][np.searchsorted(reached, asked.sum() / 2)])
