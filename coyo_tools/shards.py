@@ -9,12 +9,23 @@ import json
 import math
 import tarfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 LEDGER = "ledger.parquet"
 SHARDS_KIND = "shards"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a shard: its picture, its caption, and all columns of its row."""
+
+    id: int
+    jpeg: bytes
+    text: str
+    row: dict[str, Any]
 
 
 def shard_name(number: int) -> str:
@@ -68,3 +79,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return str(value)
+
+
+def read_samples(shards: Path, wanted: Mapping[int, str]) -> dict[int, Sample]:
+    """Read some samples back: ``wanted`` maps an id to the shard it is in, as the ledger says."""
+    found: dict[int, Sample] = {}
+    for name in sorted(set(wanted.values())):
+        inside = {str(id_) for id_, shard in wanted.items() if shard == name}
+        parts: dict[str, dict[str, bytes]] = {}
+        with tarfile.open(shards / name) as tar:
+            for member in tar:
+                stem, _, suffix = member.name.partition(".")
+                file = tar.extractfile(member) if stem in inside else None
+                if file is not None:
+                    parts.setdefault(stem, {})[suffix] = file.read()
+        for stem, files in parts.items():
+            row = json.loads(files["json"])
+            found[int(stem)] = Sample(int(stem), files["jpg"], files["txt"].decode(), row)
+    return found

@@ -66,7 +66,7 @@ def draw(scene: Scene, size: tuple[int, int], rng: np.random.Generator) -> tuple
 
 
 def _light(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    cells = rng.uniform(224, 256, (5, 5)).astype(np.uint8)
+    cells = rng.uniform(214, 256, (6, 6)).astype(np.uint8)
     small = Image.fromarray(cells)
     return small.resize(size, Image.Resampling.BICUBIC).convert("RGB")
 
@@ -115,8 +115,8 @@ def _layout(
         offsets = _group_offsets(scene, size, diameter, rng)
         anchor = (across * width, down * height)
     anchor = (
-        anchor[0] + float(rng.normal(0, 0.02)) * short,
-        anchor[1] + float(rng.normal(0, 0.02)) * short,
+        anchor[0] + float(rng.normal(0, 0.035)) * short,
+        anchor[1] + float(rng.normal(0, 0.035)) * short,
     )
     spots = [(anchor[0] + dx, anchor[1] + dy) for dx, dy in offsets]
     margin = diameter / 2 + 0.03 * short

@@ -29,8 +29,8 @@ from coyo_tools.toyweb.plan import Plan, Row, make_plan
 from coyo_tools.toyweb.routes import FILES_FOLDER, Route, write_routes
 from coyo_tools.toyweb.seeds import generator
 
-# Different pictures are at least this far apart, and a copy at most encode.NEAR from its original.
-APART = 12
+# Files of different pictures are at least this far apart in hash; copies at most encode.NEAR.
+APART = 10
 _REDRAWS = 50
 
 _NOTICE = """<!DOCTYPE html>
@@ -111,28 +111,36 @@ def _drawn(jobs: Sequence[PictureJob], processes: int) -> Iterator[list[Encoded]
 def _redrawn(
     jobs: list[PictureJob], measured: Sequence[Sequence[Encoded]]
 ) -> Iterator[tuple[int, list[Encoded]]]:
-    """Draw again what came out too like an earlier picture, until nothing does.
+    """Draw again what came out too like another job's picture, until nothing does.
 
     Raises:
         RuntimeError: some pictures are alike after many attempts.
     """
-    hashes = np.array([int(files[0].phash, 16) for files in measured], dtype=np.uint64)
+    owners = np.array([n for n, files in enumerate(measured) for _ in files])
+    hashes = np.array([_bits(file) for files in measured for file in files], dtype=np.uint64)
     # Of two that are alike the later gives way; afterwards only redrawn ones can be at fault.
-    suspects = [n for n in range(len(jobs)) if _is_crowded(hashes[:n], hashes[n])]
+    suspects = [n for n in range(len(jobs)) if _is_crowded(hashes, owners == n, owners < n)]
     for attempt in range(1, _REDRAWS):
         for index in suspects:
             jobs[index] = replace(jobs[index], attempt=attempt)
             files = make_picture(jobs[index])
-            hashes[index] = int(files[0].phash, 16)
+            hashes[owners == index] = [_bits(file) for file in files]
             yield index, files
-        suspects = [n for n in suspects if _is_crowded(np.delete(hashes, n), hashes[n])]
+        suspects = [n for n in suspects if _is_crowded(hashes, owners == n, owners != n)]
         if not suspects:
             return
     raise RuntimeError(f"{len(suspects)} pictures are too alike after {_REDRAWS} attempts")
 
 
-def _is_crowded(others: npt.NDArray[np.uint64], own: np.uint64) -> bool:
-    return bool((np.bitwise_count(others ^ own) < APART).any())
+def _bits(file: Encoded) -> int:
+    return int(file.phash, 16)
+
+
+def _is_crowded(
+    hashes: npt.NDArray[np.uint64], own: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]
+) -> bool:
+    strangers = hashes[others]
+    return any(bool((np.bitwise_count(strangers ^ bits) < APART).any()) for bits in hashes[own])
 
 
 def _needed(plan: Plan) -> set[tuple[str, int, int]]:

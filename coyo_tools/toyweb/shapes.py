@@ -49,7 +49,9 @@ def _star() -> tuple[Part, ...]:
     return (
         Part(
             "body",
-            tuple((r * math.cos(t), 0.06 + r * math.sin(t)) for r, t in zip(radii, turns)),
+            tuple(
+                (r * math.cos(t), 0.06 + r * math.sin(t)) for r, t in zip(radii, turns, strict=True)
+            ),
         ),
     )
 

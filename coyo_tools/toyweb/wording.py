@@ -196,7 +196,7 @@ def boilerplate(rng: np.random.Generator) -> str:
             f"click to enlarge picture {shot}",
             f"{year} gallery page {shot % 400 + 1}, thumbnail",
             f"Product main image, SKU {number}",
-            f"screenshot {year}-{shot % 12 + 1:02d}-{number % 28 + 1:02d} at {shot % 24}.{number % 60:02d}",
+            f"screenshot {year}-{shot % 12 + 1:02d}-{number % 28 + 1:02d} ({shot % 40 + 1})",
             f"blog header image no. {number}",
             f"untitled design ({shot % 90 + 1}) {year}",
             f"view full size image {number}",

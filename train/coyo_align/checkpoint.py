@@ -5,6 +5,8 @@ directory brings along is trusted. Left out: optimizer state and resuming; a run
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,29 +43,28 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         AlignError: it is no ALIGN checkpoint, has no safetensors, or they don't fit its config.
     """
     _check(directory)
-    quiet = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its report of missing weights is ours to give, below
     try:
-        hf, loading = AlignModel.from_pretrained(
-            directory,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        processor = EfficientNetImageProcessorPil.from_pretrained(directory, local_files_only=True)
+        with _quiet():
+            hf, loading = AlignModel.from_pretrained(
+                directory,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            processor = EfficientNetImageProcessorPil.from_pretrained(
+                directory, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise AlignError(
             f"{directory} can't be loaded as an ALIGN checkpoint: {error}\n"
             "It needs config.json, model.safetensors, the tokenizer and the preprocessor files, "
             "as AlignModel and AlignProcessor save them."
         ) from error
-    finally:
-        hf_logging.set_verbosity(quiet)
     if missing := sorted(loading["missing_keys"]):
         raise AlignError(
             f"The weights in {directory} lack {len(missing)} tensors of its own config, "
@@ -98,5 +99,20 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write what AlignModel, AlignProcessor and the zero-shot pipeline load unchanged."""
     # channels_last is an order in memory for the training machine; files are stored plainly.
     checkpoint.hf.to(memory_format=torch.contiguous_format)
-    checkpoint.hf.save_pretrained(directory, safe_serialization=True)
-    AlignProcessor(checkpoint.image_processor, checkpoint.tokenizer).save_pretrained(directory)
+    with _quiet():
+        checkpoint.hf.save_pretrained(directory)
+        AlignProcessor(checkpoint.image_processor, checkpoint.tokenizer).save_pretrained(directory)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and reports off the caller's terminal for a while."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -153,12 +153,14 @@ def read_ids(source: Path) -> set[int]:
     ids: set[int] = set()
     for path in paths:
         try:
-            column = pq.read_table(path, columns=["id"])
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                if "id" not in names or not pa.types.is_integer(file.schema_arrow.field("id").type):
+                    raise AlignError(f"{path} has no integer column id to choose pairs by.")
+                column = file.read(columns=["id"])["id"]
         except (pa.ArrowException, OSError) as error:
             raise AlignError(f"{path} can't be read as parquet: {error}") from error
-        if "id" not in column.column_names or not pa.types.is_integer(column["id"].type):
-            raise AlignError(f"{path} has no integer column id, which says which pairs to use.")
-        ids.update(value for value in column["id"].to_pylist() if value is not None)
+        ids.update(value for value in column.to_pylist() if value is not None)
     return ids
 
 

@@ -41,7 +41,7 @@ class Align(nn.Module):
     ) -> None:
         super().__init__()
         self.hf = hf
-        start = float(hf.temperature) if temperature is None else temperature
+        start = hf.temperature.item() if temperature is None else temperature
         if not start > 0:
             raise AlignError(f"A temperature must be positive, not {start}; try 0.07.")
         self.log_temperature = nn.Parameter(torch.tensor(math.log(start)))

@@ -23,8 +23,7 @@ def build_optimizer(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused = all(p.is_cuda for p in trained)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=fused)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup_share: float) -> float:

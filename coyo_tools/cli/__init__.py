@@ -1,0 +1,70 @@
+"""The command line: ``coyo``. Each command parses, calls one function of the library, prints.
+
+Nothing heavy is imported until the command that needs it runs, so that ``coyo --help`` is quick.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from coyo_tools import __version__
+from coyo_tools.cli import curate, models, pictures, roads
+from coyo_tools.errors import CoyoError, OutputError
+
+app = typer.Typer(
+    name="coyo",
+    help="Curate COYO-700M: query, filter, deduplicate, download, train, compare.",
+    epilog="Start with: coyo demo -o demo\n\nCOYO_DEBUG=1 shows where an error came from.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"coyo-tools {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options that come before the command."""
+
+
+for _group in (curate, pictures, models, roads):
+    _group.register(app)
+
+
+def main() -> None:
+    """Run the command line; turn what the user can mend into one message and its exit code."""
+    try:
+        app()
+    except CoyoError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted; nothing half-written was left behind.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        # Places that can't be read or written; anything else with an errno is ours to explain.
+        if not isinstance(error, PermissionError | FileNotFoundError) and error.errno != 28:
+            raise
+        _fail(OutputError(f"{error.filename or 'A file'}: {error.strerror}."))
+
+
+def _fail(error: CoyoError) -> None:
+    if os.environ.get("COYO_DEBUG"):
+        raise error
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)

@@ -1,0 +1,184 @@
+"""Commands on metadata: filter, dedupe, info, recipes."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from coyo_tools.cli.output import (
+    Json,
+    Memory,
+    Output,
+    Overwrite,
+    Threads,
+    examples,
+    print_json,
+    print_table,
+    say,
+)
+
+SOURCE_HELP = "A parquet file, a quoted glob, a directory of parquet files, or a subset."
+
+
+def filter_command(
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped name (see `coyo recipes`), a .sql file, a SELECT … FROM pool …, "
+            "or a bare predicate."
+        ),
+    ],
+    output: Output,
+    overwrite: Overwrite = False,
+    memory: Memory = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the rows that a recipe selects, and tell what each of its rules removed."""
+    from coyo_tools.filter import filter_pool
+
+    result = filter_pool(
+        source, recipe, output, overwrite=overwrite, memory=memory, threads=threads
+    )
+    if as_json:
+        print_json(asdict(result))
+        return
+    rows: list[list[object]] = [
+        [bite.rule, bite.in_order, bite.alone, bite.only, bite.null] for bite in result.bites
+    ]
+    if result.beyond_where:
+        rows.append(["LIMIT, DISTINCT, QUALIFY, GROUP BY", result.beyond_where, None, None, None])
+    if rows:
+        print_table(["rule", "removed in order", "alone", "only it", "null"], rows)
+    for bite in result.bites:
+        if bite.null:
+            say(f"note: `{bite.rule}` is NULL on {bite.null:,} rows; they are removed.")
+    share = result.rows_out / result.rows_in
+    say(f"{result.rows_in:,} rows in, {result.rows_out:,} out ({share:.1%}) -> {output}")
+
+
+def dedupe_command(
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    output: Output,
+    by: Annotated[
+        str, typer.Option(help="Columns, comma-separated; rows that agree in all are duplicates.")
+    ] = "image_phash",
+    keep: Annotated[
+        str, typer.Option(help="ORDER BY terms; the first row stays. Ties end by id.")
+    ] = "id",
+    overwrite: Overwrite = False,
+    memory: Memory = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the best row of every group of exact duplicates.
+
+    What was removed, and in favour of which row, stands in removed.parquet.
+    """
+    from coyo_tools.dedupe import dedupe_pool
+
+    result = dedupe_pool(
+        source,
+        output,
+        by=tuple(name.strip() for name in by.split(",") if name.strip()),
+        keep=keep,
+        overwrite=overwrite,
+        memory=memory,
+        threads=threads,
+    )
+    if as_json:
+        print_json(asdict(result))
+        return
+    print_table(
+        ["rows in a group", "groups", "rows removed"],
+        [[size, groups, (size - 1) * groups] for size, groups in result.group_sizes.items()],
+    )
+    if result.without_key:
+        say(f"note: {result.without_key:,} rows have no {by}; they are kept.")
+    removed = result.rows_in - result.rows_out
+    say(
+        f"{result.rows_in:,} rows in, {removed:,} duplicates removed, "
+        f"{result.rows_out:,} out -> {output}"
+    )
+
+
+def info_command(
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    as_json: Json = False,
+) -> None:
+    """Show a pool's schema, rows, nulls and ranges, from the parquet footers alone."""
+    from coyo_tools.describe import describe_pool
+
+    facts = describe_pool(source)
+    if as_json:
+        print_json(asdict(facts))
+        return
+    print_table(
+        ["column", "type", "nulls", "min", "max", "meaning", "remark"],
+        [
+            [column.name, column.type, column.nulls, column.low, column.high]
+            + [column.meaning, column.remark]
+            for column in facts.columns
+        ],
+    )
+    files = "file" if facts.files == 1 else "files"
+    say(f"{facts.rows:,} rows in {facts.files} parquet {files}, {facts.bytes / 1e6:,.1f} MB")
+    if facts.manifest is not None:
+        made = facts.manifest
+        sources = ", ".join(item.path for item in made.inputs)
+        say(f"made by {made.parameters.get('stage')} from {sources}, ids {made.id_digest}")
+
+
+recipes_app = typer.Typer(rich_markup_mode=None)
+
+
+@recipes_app.callback(
+    invoke_without_command=True,
+    epilog=examples("coyo recipes", "coyo recipes show coyo-clean"),
+)
+def recipes_command(context: typer.Context, as_json: Json = False) -> None:
+    """List the shipped recipes, or show one."""
+    if context.invoked_subcommand is not None:
+        return
+    from coyo_tools.recipe import shipped_recipes
+
+    recipes = shipped_recipes()
+    if as_json:
+        print_json([{"name": recipe.name, "summary": recipe.summary} for recipe in recipes])
+        return
+    print_table(["recipe", "what it keeps"], [[recipe.name, recipe.summary] for recipe in recipes])
+
+
+@recipes_app.command(
+    "show",
+    epilog=examples("coyo recipes show coyo-clean", "coyo recipes show laion-2b-en > mine.sql"),
+)
+def recipes_show_command(
+    name: Annotated[str, typer.Argument(help="A name from `coyo recipes`.")],
+) -> None:
+    """Print a recipe's SQL, to read or to change."""
+    from coyo_tools.recipe import find_shipped
+
+    typer.echo(find_shipped(name).path.read_text(encoding="utf-8"), nl=False)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(
+        "filter",
+        epilog=examples(
+            "coyo filter 'coyo/*.parquet' coyo-clean -o clean",
+            'coyo filter clean "clip_similarity_vitb32 >= 0.3 AND num_faces = 0" -o no-faces',
+            "coyo filter coyo/ mine.sql -o mine --memory 4GB",
+        ),
+    )(filter_command)
+    app.command(
+        "dedupe",
+        epilog=examples(
+            'coyo dedupe clean -o unique --by image_phash --keep "clip_similarity_vitl14 DESC"',
+            "coyo dedupe clean -o unique-pairs --by url,text",
+        ),
+    )(dedupe_command)
+    app.command("info", epilog=examples("coyo info coyo/", "coyo info clean --json"))(info_command)
+    app.add_typer(recipes_app, name="recipes")

@@ -1,0 +1,139 @@
+"""Commands on models: train, evaluate."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coyo_tools.cli.output import (
+    Json,
+    Output,
+    Overwrite,
+    Threads,
+    examples,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+)
+
+SHARDS_HELP = "Directory of shards, from `coyo download` or `coyo index`."
+Subset = Annotated[
+    str | None, typer.Option(help="Use only samples whose id is in this subset or parquet file.")
+]
+
+
+def train_command(
+    shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    output: Output,
+    samples: Annotated[
+        int, typer.Option(help="Budget: image-text pairs seen, repeats counted.", min=1)
+    ],
+    model: Annotated[
+        str, typer.Option(help="compact (from scratch, 64 px), or a local ALIGN directory.")
+    ] = "compact",
+    subset: Subset = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs a step.", min=2)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels, for models from scratch.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default what is there.")] = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train an ALIGN; the run loads in transformers as it is.
+
+    Runs with the same --samples are compared at the same compute, however large their data.
+    """
+    from coyo_tools.training import TrainSettings, train_model
+
+    settings = TrainSettings(
+        samples=samples,
+        model=model,
+        seed=seed,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        image_size=image_size,
+        device=device,
+        threads=threads,
+    )
+    with progress_bar("train") as on_progress:
+        result = train_model(
+            shards,
+            output,
+            settings,
+            subset=subset,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json(asdict(result))
+        return
+    print_table(
+        ["pairs", "samples seen", "epochs", "parameters", "final loss", "images/s"],
+        [
+            [result.pairs, result.samples_seen, result.epochs, result.parameters]
+            + [result.final_loss, round(result.samples_per_second)]
+        ],
+    )
+    for reason, count in result.skipped.items():
+        say(f"note: {count:,} samples left out: {reason}.")
+    if result.missing_ids:
+        say(f"note: {result.missing_ids:,} ids of the subset have no picture in {shards}.")
+    say(f"{result.seconds:.0f} s on {result.device} -> {output}")
+
+
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="A run, or any ALIGN directory.")],
+    data: Annotated[Path, typer.Option(help=SHARDS_HELP)],
+    subset: Subset = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also keep the scores in this directory.")
+    ] = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval both ways: recall@1/5/10 and the median rank, with chance beside them."""
+    from coyo_tools.training import evaluate_run, score_rows
+
+    scores = evaluate_run(
+        run, data, subset=subset, output=output, overwrite=overwrite, threads=threads
+    )
+    if as_json:
+        print_json(asdict(scores))
+        return
+    print_table(
+        ["retrieval", "R@1", "R@5", "R@10", "median rank"],
+        [
+            [row.name, *(f"{recall:.1%}" for recall in row.recalls), row.median_rank]
+            for row in score_rows(scores)
+        ],
+    )
+    for reason, count in scores.skipped.items():
+        say(f"note: {count:,} samples left out: {reason}.")
+    if scores.missing_ids:
+        say(f"note: {scores.missing_ids:,} ids of the subset have no picture in {data}.")
+    say(f"{scores.n_images:,} pictures, {scores.n_texts:,} captions")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(
+        "train",
+        epilog=examples(
+            "coyo train shards -o run --samples 200000",
+            "coyo train shards -o run-clean --subset clean --samples 200000 --seed 1",
+        ),
+    )(train_command)
+    app.command(
+        "evaluate",
+        epilog=examples(
+            "coyo evaluate run --data heldout/shards",
+            "coyo evaluate run --data mine/shards --subset heldout --json",
+        ),
+    )(evaluate_command)

@@ -1,0 +1,102 @@
+"""How commands print: tables to stdout (``--json`` for machines), talk and progress to stderr."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coyo_tools.progress import Progress
+
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Memory = Annotated[
+    str | None, typer.Option(help="DuckDB's memory limit, like 2GB; it spills to disk beyond.")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads; default all cores.", min=1)]
+
+_PLAIN_WIDTH = 140
+
+
+def examples(*commands: str) -> str:
+    """Return a help text's last part: commands that can be pasted."""
+    return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal, on stderr."""
+    typer.echo(message, err=True)
+
+
+def print_json(data: Any) -> None:
+    """Print data for machines."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+) -> None:
+    """Print a table; columns that hold numbers are set flush right."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for position, name in enumerate(columns):
+        numeric = bool(rows) and all(_is_figure(row[position]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    Console(width=width, highlight=False).print(table)
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    # Captions and urls come from strangers: no control characters on somebody's terminal.
+    return "".join(sign if sign.isprintable() else "�" for sign in str(value))
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Progress]:
+    """Yield a callback that draws a bar on stderr while a person waits."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

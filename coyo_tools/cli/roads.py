@@ -1,0 +1,119 @@
+"""Commands that walk whole roads: run, demo."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coyo_tools.cli.output import (
+    Json,
+    examples,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+)
+from coyo_tools.errors import PipelineError
+
+if TYPE_CHECKING:
+    from coyo_tools.pipeline import StageOutcome
+
+Redo = Annotated[
+    bool, typer.Option("--redo", help="Replace stages whose settings or inputs have changed.")
+]
+
+
+def run_command(
+    pipeline: Annotated[Path, typer.Argument(help="A .toml such as pipelines/quickstart.toml.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the stages and report.html.")
+    ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="NAME=PATH for an input of the pipeline; may be repeated."),
+    ] = None,
+    redo: Redo = False,
+    as_json: Json = False,
+) -> None:
+    """Walk a road: run the stages of a pipeline that are not finished, then write the report."""
+    from coyo_tools.pipeline import run_pipeline
+
+    given = {}
+    for item in inputs or []:
+        name, equals, place = item.partition("=")
+        if not equals or not name or not place:
+            raise PipelineError(f"--input {item} is not NAME=PATH.")
+        given[name] = place
+    outcomes = run_pipeline(pipeline, output, given, redo=redo, watch=progress_bar, tell=say)
+    _print_outcomes(outcomes, output, as_json=as_json)
+
+
+def demo_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the toy web and the road.")
+    ] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the toy web.", min=0)] = 0,
+    redo: Redo = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a small web with the real one's faults, and walk the whole road on it in minutes.
+
+    Metadata, filter, dedupe, download, two trained ALIGNs, evaluation, report. The same as
+    `coyo run pipelines/quickstart.toml` on the toy web.
+    """
+    from coyo_tools.demo import run_demo
+    from coyo_tools.toyweb import ToyWebConfig
+
+    config = ToyWebConfig(seed=seed)
+    outcomes = run_demo(output, config, redo=redo, watch=progress_bar, tell=say)
+    _print_outcomes(outcomes, output, as_json=as_json)
+
+
+def _print_outcomes(outcomes: Sequence["StageOutcome"], output: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(outcome) for outcome in outcomes])
+        return
+    print_table(
+        ["stage", "does", "in", "out", "lost", "seconds"],
+        [
+            [outcome.name, outcome.does, outcome.manifest.rows_in, outcome.manifest.rows_out]
+            + [outcome.manifest.rows_in - outcome.manifest.rows_out, outcome.manifest.seconds]
+            for outcome in outcomes
+        ],
+    )
+    scores = [outcome for outcome in outcomes if outcome.does == "evaluate"]
+    if scores:
+        typer.echo()
+        print_table(["retrieval", "direction", "R@1", "R@5", "R@10", "chance R@10"], _lines(scores))
+    say(f"report: {output / 'report.html'}")
+
+
+def _lines(scores: Sequence["StageOutcome"]) -> list[list[object]]:
+    lines: list[list[object]] = []
+    for outcome in scores:
+        for way, label in (
+            ("image_to_text", "image to text"),
+            ("text_to_image", "text to image"),
+        ):
+            figures = outcome.manifest.details[way]
+            recalls = [f"{recall:.1%}" for recall in figures["recall"].values()]
+            chance = f"{figures['chance_recall']['10']:.1%}"
+            lines.append([outcome.name, label, *recalls, chance])
+    return lines
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(
+        "run",
+        epilog=examples(
+            "coyo run pipelines/quickstart.toml -o road --input pool=clean "
+            "--input captions=heldout/captions.csv",
+            "coyo run mine.toml -o road --redo",
+        ),
+    )(run_command)
+    app.command("demo", epilog=examples("coyo demo -o demo", "coyo demo -o demo-7 --seed 7"))(
+        demo_command
+    )

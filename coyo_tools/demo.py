@@ -1,0 +1,105 @@
+"""The demo: a toy web is drawn and served, and the quickstart pipeline walks over it.
+
+Nothing here is special: the stages are those of pipelines/quickstart.toml, which run on COYO as
+they run on the toy web. Only the pictures' addresses are led to a local server, through the same
+environment variable that sets any other proxy.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from coyo_tools.bundled import bundled
+from coyo_tools.engine import digest_ids
+from coyo_tools.manifest import (
+    MANIFEST,
+    IdDigest,
+    Manifest,
+    Stopwatch,
+    new_artifact,
+    read_manifest,
+    settings_digest,
+    write_manifest,
+)
+from coyo_tools.pipeline import StageOutcome, Watch, run_pipeline
+from coyo_tools.toyweb import ToyWebConfig, make_toy_web, serve
+
+TOY_WEB = "toy-web"
+
+
+def run_demo(
+    output: Path,
+    config: ToyWebConfig,
+    *,
+    redo: bool = False,
+    pipeline: Path | None = None,
+    watch: Watch,
+    tell: Callable[[str], None],
+) -> list[StageOutcome]:
+    """Draw the toy web under ``output``, serve it, and run the quickstart pipeline on it.
+
+    What is finished from an earlier, interrupted demo is not done again.
+
+    Raises:
+        CoyoError: ``output`` holds something else, or a stage failed.
+    """
+    web = output / TOY_WEB
+    _draw(web, config, watch=watch, tell=tell, redo=redo)
+    with serve(web) as server, _proxy(server.proxy_url):
+        return run_pipeline(
+            pipeline or bundled("pipelines") / "quickstart.toml",
+            output,
+            {"pool": str(web / "pool"), "captions": str(web / "heldout" / "captions.csv")},
+            redo=redo,
+            truth=web / "truth.parquet",
+            watch=watch,
+            tell=tell,
+        )
+
+
+def _draw(
+    web: Path, config: ToyWebConfig, *, watch: Watch, tell: Callable[[str], None], redo: bool
+) -> None:
+    settings = asdict(config)
+    if (web / MANIFEST).is_file():
+        made = read_manifest(web, "toy web")
+        if settings_digest(made.parameters) == settings_digest(settings):
+            return
+    label = f"drawing a toy web of {config.rows():,} pairs"
+    tell(label)
+    stopwatch = Stopwatch()
+    with new_artifact(web, overwrite=redo) as directory, watch(label) as on_progress:
+        summary = make_toy_web(directory, config, on_progress)
+        digest: IdDigest = digest_ids(sorted((directory / "pool").glob("*.parquet")))
+        write_manifest(
+            directory,
+            Manifest(
+                kind="toy web",
+                parameters=settings,
+                inputs=[],
+                rows_in=summary.rows,
+                rows_out=summary.rows,
+                lost={},
+                id_digest=digest.hexdigest(),
+                seconds=stopwatch.seconds(),
+                details=summary.as_dict(),
+            ),
+        )
+
+
+@contextlib.contextmanager
+def _proxy(address: str) -> Iterator[None]:
+    """Send this process's and its children's plain HTTP requests through a proxy."""
+    wanted = {"http_proxy": address, "no_proxy": ""}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,366 @@
+"""Pipelines: a TOML file lists stages and numbers top to bottom; ``run_pipeline`` walks it.
+
+A pipeline is data. Its stages are the ones of the command line, called with the same settings;
+each writes its artifact under the output directory, and is skipped when it is there already, made
+with the same settings from the same inputs. The whole file is checked before anything runs.
+"""
+
+import difflib
+import json
+import shutil
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from coyo_tools.dedupe import dedupe_pool
+from coyo_tools.download import DownloadSettings, download_pictures
+from coyo_tools.errors import PipelineError
+from coyo_tools.filter import filter_pool
+from coyo_tools.index import index_pictures
+from coyo_tools.manifest import MANIFEST, Manifest, digest_of, read_manifest, settings_digest
+from coyo_tools.pictures import PictureSettings
+from coyo_tools.progress import Progress, no_progress
+from coyo_tools.report import ReportStage, write_report
+from coyo_tools.source import open_source
+from coyo_tools.training import TrainSettings, evaluate_run, train_model
+
+Watch = Callable[[str], AbstractContextManager[Progress]]
+_KEYS = ".stages"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline: its name, what it does, and its settings as the file has them."""
+
+    name: str
+    does: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A parsed pipeline; ``inputs`` maps a name to what it is for and its default path."""
+
+    title: str
+    inputs: dict[str, tuple[str, str | None]]
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What became of a stage: whether it was finished before, and its manifest."""
+
+    name: str
+    does: str
+    skipped: bool
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of stage: settings that name a path, other settings with their types, how to run."""
+
+    paths: frozenset[str]
+    options: Mapping[str, type]
+    required: frozenset[str]
+    run: Callable[[dict[str, Any], Path, Progress], object]
+
+
+def _filter(settings: dict[str, Any], output: Path, _: Progress) -> object:
+    return filter_pool(settings.pop("source"), settings.pop("recipe"), output, **settings)
+
+
+def _dedupe(settings: dict[str, Any], output: Path, _: Progress) -> object:
+    by = tuple(settings.pop("by", ["image_phash"]))
+    return dedupe_pool(settings.pop("source"), output, by=by, **settings)
+
+
+def _download(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    source = settings.pop("source")
+    chosen = DownloadSettings(picture=_picture_settings(settings), **settings)
+    return download_pictures(source, output, chosen, on_progress=on_progress)
+
+
+def _index(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    captions = Path(settings.pop("captions"))
+    picture = _picture_settings(settings)
+    return index_pictures(captions, output, settings=picture, on_progress=on_progress, **settings)
+
+
+def _train(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    shards, subset = Path(settings.pop("shards")), settings.pop("subset", None)
+    chosen = TrainSettings(**settings)
+    return train_model(shards, output, chosen, subset=subset, on_progress=on_progress)
+
+
+def _evaluate(settings: dict[str, Any], output: Path, _: Progress) -> object:
+    run, data = Path(settings.pop("run")), Path(settings.pop("data"))
+    return evaluate_run(run, data, output=output, **settings)
+
+
+def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
+    names = ("image_size", "quality")
+    return PictureSettings(**{name: settings.pop(name) for name in names if name in settings})
+
+
+_PICTURES: dict[str, type] = {
+    "image_size": int, "quality": int, "samples_per_shard": int, "processes": int,
+}  # fmt: skip
+_ENGINE: dict[str, type] = {"memory": str, "threads": int}
+_KINDS: dict[str, _Kind] = {
+    "filter": _Kind(
+        frozenset({"source"}), {"recipe": str, **_ENGINE}, frozenset({"source", "recipe"}), _filter
+    ),
+    "dedupe": _Kind(
+        frozenset({"source"}), {"by": list, "keep": str, **_ENGINE}, frozenset({"source"}), _dedupe
+    ),
+    "download": _Kind(
+        frozenset({"source"}),
+        {**_PICTURES, "max_drift": int, "threads": int, "timeout": int},
+        frozenset({"source"}),
+        _download,
+    ),
+    "index": _Kind(
+        frozenset({"captions"}),
+        {**_PICTURES, "image_column": str, "text_column": str},
+        frozenset({"captions", "image_column", "text_column"}),
+        _index,
+    ),
+    "train": _Kind(
+        frozenset({"shards", "subset"}),
+        {
+            "samples": int, "model": str, "seed": int, "batch_size": int, "learning_rate": float,
+            "image_size": int, "device": str, "threads": int,
+        },
+        frozenset({"shards", "samples"}),
+        _train,
+    ),
+    "evaluate": _Kind(
+        frozenset({"run", "data", "subset"}),
+        {"threads": int},
+        frozenset({"run", "data"}),
+        _evaluate,
+    ),
+}  # fmt: skip
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """Read and check a pipeline file.
+
+    Raises:
+        PipelineError: it can't be read, or a stage is unknown, misspelt or refers to nothing.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"The pipeline {path} can't be read: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise PipelineError(f"{path} is not TOML: {error}.") from error
+    _only_known(raw, {"title", "inputs", "stages"}, str(path))
+    inputs: dict[str, tuple[str, str | None]] = {}
+    for name, about in _table(raw, "inputs", path).items():
+        if not isinstance(about, dict):
+            raise PipelineError(f"Input {name} of {path} is not a table with `about` and `path`.")
+        _only_known(about, {"about", "path"}, f"input {name} of {path}")
+        inputs[name] = (str(about.get("about", "")), about.get("path"))
+    listed = raw.get("stages")
+    if not isinstance(listed, list) or not listed:
+        raise PipelineError(f"{path} lists no [[stages]].")
+    stages: list[Stage] = []
+    for number, item in enumerate(listed, 1):
+        stages.append(_parse_stage(item, number, path, {*inputs, *(s.name for s in stages)}))
+    return Pipeline(str(raw.get("title", path.stem)), inputs, tuple(stages))
+
+
+def run_pipeline(
+    path: Path,
+    output: Path,
+    inputs: Mapping[str, str],
+    *,
+    redo: bool = False,
+    truth: Path | None = None,
+    watch: Watch | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[StageOutcome]:
+    """Run the stages of a pipeline that are not finished, then write ``output/report.html``.
+
+    Args:
+        path: the pipeline file.
+        output: directory that gets one artifact per stage.
+        inputs: paths for the pipeline's inputs, over its own defaults.
+        redo: replace stages whose settings or inputs have changed, instead of stopping.
+        truth: what faults were planted in the pool, if somebody knows; for the report.
+        watch: makes a progress callback for a stage.
+        tell: called with a line about every stage.
+
+    Raises:
+        CoyoError: from the pipeline file or from the stage that failed.
+    """
+    pipeline = load_pipeline(path)
+    places = {name: _input_path(name, about, inputs) for name, about in pipeline.inputs.items()}
+    _only_known(inputs, set(pipeline.inputs), f"the inputs of {path}")
+    prints = {name: _fingerprint(place) for name, place in places.items()}
+    (output / _KEYS).mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    for number, stage in enumerate(pipeline.stages, 1):
+        key = _stage_key(stage, prints)
+        place = output / stage.name
+        finished = _is_finished(output, stage, key, redo=redo)
+        label = f"[{number}/{len(pipeline.stages)}] {stage.name} ({stage.does})"
+        if not finished:
+            tell(label)
+            with (watch or _unwatched)(label) as on_progress:
+                _run_stage(stage, place, places, on_progress)
+            _write_key(output, stage, key)
+        manifest = read_manifest(place)
+        places[stage.name] = str(place)
+        prints[stage.name] = key
+        outcomes.append(StageOutcome(stage.name, stage.does, finished, manifest))
+        tell(_summary(label, manifest, finished=finished))
+    stages = [ReportStage(o.name, o.does, output / o.name, o.manifest) for o in outcomes]
+    settings = {stage.name: stage.settings for stage in pipeline.stages}
+    write_report(output / "report.html", pipeline.title, stages, settings, truth=truth)
+    return outcomes
+
+
+def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
+    where = f"stage {number} of {path}"
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        raise PipelineError(f"{where} has no name.")
+    name, does = item["name"], item.get("does")
+    where = f"stage {name} of {path}"
+    if name in known:
+        raise PipelineError(f"{where}: the name is taken.")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise PipelineError(f"{where}: a name is letters, digits, - and _; it becomes a folder.")
+    if does not in _KINDS:
+        raise PipelineError(f"{where} does {does!r}.", f"Stages do {', '.join(_KINDS)}.")
+    kind = _KINDS[does]
+    settings = {key: value for key, value in item.items() if key not in ("name", "does")}
+    _only_known(settings, kind.paths | set(kind.options), where)
+    for missing in sorted(kind.required - set(settings)):
+        raise PipelineError(f"{where} needs `{missing}`.")
+    for key, value in settings.items():
+        wanted = str if key in kind.paths else kind.options[key]
+        if wanted is float and isinstance(value, int):
+            continue
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise PipelineError(f"{where}: {key} is {value!r}, not of type {wanted.__name__}.")
+        if key in kind.paths and str(value).split("/")[0] not in known:
+            raise PipelineError(
+                f"{where}: {key} refers to {value!r}, which is no input and no earlier stage.",
+                f"There are {', '.join(sorted(known)) or 'none yet'}.",
+            )
+    return Stage(name, does, settings)
+
+
+def _only_known(given: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(known))}."
+            raise PipelineError(f"{where} has no `{key}`.", hint)
+
+
+def _table(raw: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    table = raw.get(name, {})
+    if not isinstance(table, dict):
+        raise PipelineError(f"`{name}` of {path} is not a table.")
+    return table
+
+
+def _input_path(name: str, about: tuple[str, str | None], given: Mapping[str, str]) -> str:
+    place = given.get(name, about[1])
+    if place is None:
+        raise PipelineError(
+            f"The pipeline needs the input {name} ({about[0]}).", f"Give --input {name}=PATH."
+        )
+    return place
+
+
+def _fingerprint(place: str) -> str:
+    """Fingerprint an input: a pool by its footers, any other file by its bytes."""
+    path = Path(place)
+    if path.is_file() and path.suffix != ".parquet":
+        return digest_of([path.read_bytes()])
+    return open_source(place).fingerprint
+
+
+def _resolve(value: str, places: Mapping[str, str]) -> str:
+    head, slash, rest = value.partition("/")
+    return places[head] + slash + rest
+
+
+def _stage_key(stage: Stage, prints: Mapping[str, str]) -> str:
+    kind = _KINDS[stage.does]
+    read = {
+        key: prints[stage.settings[key].split("/")[0]] for key in kind.paths & set(stage.settings)
+    }
+    return settings_digest({"does": stage.does, "settings": stage.settings, "read": read})
+
+
+def _is_finished(output: Path, stage: Stage, key: str, *, redo: bool) -> bool:
+    place = output / stage.name
+    if not (place / MANIFEST).is_file():
+        return False
+    note = output / _KEYS / f"{stage.name}.json"
+    try:
+        made = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        made = {}
+    if made.get("key") == key:
+        return True
+    if not redo:
+        before, now = made.get("settings", {}), stage.settings
+        changed = [
+            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        raise PipelineError(
+            f"{place} was made with other settings or from other inputs"
+            + (f" ({'; '.join(changed)})." if changed else "."),
+            "Add --redo to replace it and what follows from it, or choose another -o.",
+        )
+    return False
+
+
+def _write_key(output: Path, stage: Stage, key: str) -> None:
+    note = output / _KEYS / f"{stage.name}.json"
+    text = json.dumps({"key": key, **asdict(stage)}, indent=2)
+    partial = note.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.rename(note)
+
+
+def _run_stage(stage: Stage, place: Path, places: Mapping[str, str], on_progress: Progress) -> None:
+    kind = _KINDS[stage.does]
+    settings = {
+        key: _resolve(value, places) if key in kind.paths else value
+        for key, value in stage.settings.items()
+    }
+    if place.exists():
+        _discard(place)
+    kind.run(settings, place, on_progress)
+
+
+def _discard(place: Path) -> None:
+    """Remove an outdated stage, under another name first, so that no half of it looks whole."""
+    read_manifest(place)  # only ever coyo's own directories
+    old = place.parent / f".{place.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    place.rename(old)
+    shutil.rmtree(old)
+
+
+def _summary(label: str, manifest: Manifest, *, finished: bool) -> str:
+    done = "finished before" if finished else f"{manifest.seconds:.0f} s"
+    return f"{label}: {manifest.rows_in:,} in, {manifest.rows_out:,} out, {done}"
+
+
+@contextmanager
+def _unwatched(_: str) -> Iterator[Progress]:
+    yield no_progress

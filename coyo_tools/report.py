@@ -1,0 +1,284 @@
+"""The report of a pipeline: one HTML page, offline, from what its stages left on disk.
+
+Every figure is read from a manifest, a ledger or a metrics file; nothing is measured here. Texts
+and pictures come from strangers: jinja escapes the first, the second were re-encoded by us.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import polars as pl
+
+from coyo_tools import __version__
+from coyo_tools.columns import ID
+from coyo_tools.engine import open_session
+from coyo_tools.manifest import Manifest
+from coyo_tools.shards import LEDGER, SHARDS_KIND, Sample, read_samples
+from coyo_tools.source import open_source
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PAIRS = 12  # pictures shown on either side
+_CURVE_POINTS = 120
+
+
+@dataclass(frozen=True)
+class ReportStage:
+    """A finished stage: its name, what it does, its directory and manifest."""
+
+    name: str
+    does: str
+    directory: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture with its caption, ready for the page; ``why`` says why it was removed."""
+
+    picture: str
+    text: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A trained model: its data, its loss curve as an SVG path, its scores if evaluated."""
+
+    name: str
+    subset: str
+    training: dict[str, Any]
+    settings: dict[str, Any]
+    curve: str
+    scores: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault of the toy web: rows it was planted in, and those of them that the slice kept."""
+
+    fault: str
+    rows: int
+    kept: int
+
+
+def write_report(
+    path: Path,
+    title: str,
+    stages: list[ReportStage],
+    settings: dict[str, dict[str, Any]],
+    *,
+    truth: Path | None = None,
+) -> None:
+    """Write the page of a pipeline whose stages are all finished.
+
+    Args:
+        path: the HTML file.
+        title: of the pipeline.
+        stages: in the order they ran.
+        settings: the settings of each stage by its name, as the pipeline file has them.
+        truth: a parquet file that says which faults were planted in the pool.
+    """
+    subsets = [stage for stage in stages if stage.manifest.kind == "subset"]
+    downloads = [stage for stage in stages if stage.does == "download"]
+    arms = _arms(stages, settings)
+    kept: list[Pair] = []
+    removed: list[Pair] = []
+    if subsets and downloads:
+        kept, removed = _pairs(subsets, downloads[-1])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    environment.filters["number"] = lambda value: f"{value:,}"
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        stages=stages,
+        filters=[stage for stage in stages if stage.does == "filter"],
+        dedupes=[stage for stage in stages if stage.does == "dedupe"],
+        fetches=[(stage, _fates(stage)) for stage in stages if stage.manifest.kind == SHARDS_KIND],
+        arms=arms,
+        answer=_answer(arms),
+        kept=kept,
+        removed=removed,
+        planted=_planted(truth, subsets[-1]) if truth is not None and subsets else [],
+        links=_links(truth, downloads[-1]) if truth is not None and downloads else None,
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def _fates(stage: ReportStage) -> list[tuple[str, int, float]]:
+    """Return outcome, rows and share of a download, what arrived first."""
+    made = stage.manifest
+    counts = {"ok": made.rows_out, **made.lost}
+    return [(name, rows, rows / made.rows_in) for name, rows in counts.items()]
+
+
+def _arms(stages: list[ReportStage], settings: dict[str, dict[str, Any]]) -> list[Arm]:
+    scores = {
+        settings[stage.name]["run"]: stage.manifest.details
+        for stage in stages
+        if stage.does == "evaluate"
+    }
+    trained = [stage for stage in stages if stage.does == "train"]
+    losses = {stage.name: _losses(stage.directory / "metrics.jsonl") for stage in trained}
+    every = [loss for curve in losses.values() for _, loss in curve]
+    top = max(every, default=1.0)
+    bottom = min(every, default=0.0)
+    return [
+        Arm(
+            name=stage.name,
+            subset=settings[stage.name].get("subset", "everything that arrived"),
+            training=stage.manifest.details,
+            settings=settings[stage.name],
+            curve=_svg_path(losses[stage.name], bottom, top),
+            scores=scores.get(stage.name),
+        )
+        for stage in trained
+    ]
+
+
+def _losses(metrics: Path) -> list[tuple[int, float]]:
+    """Return samples seen and loss, averaged over equal stretches of the run."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    points = [(line["samples_seen"], line["loss"]) for line in lines if "loss" in line]
+    if len(points) <= 2:
+        return points
+    pieces = np.array_split(np.asarray(points, dtype=float), min(_CURVE_POINTS, len(points)))
+    return [(int(piece[-1, 0]), float(piece[:, 1].mean())) for piece in pieces]
+
+
+def _svg_path(curve: list[tuple[int, float]], bottom: float, top: float) -> str:
+    """Draw a curve into a box of 600 by 160, losses between ``bottom`` and ``top``."""
+    if not curve:
+        return ""
+    last = curve[-1][0] or 1
+    height = (top - bottom) or 1.0
+    spots = [
+        f"{600 * seen / last:.1f} {150 - 140 * (loss - bottom) / height:.1f}"
+        for seen, loss in curve
+    ]
+    return "M" + " L".join(spots)
+
+
+def _answer(arms: list[Arm]) -> str:
+    """Say in one sentence what was measured: the arms by recall@10, averaged over directions."""
+    measured = [(arm, _recall(arm, "recall")) for arm in arms if arm.scores]
+    if not measured:
+        return ""
+    measured.sort(key=lambda pair: -pair[1])
+    best, score = measured[0]
+    chance = _recall(best, "chance_recall")
+    budget = best.training["samples_seen"]
+    if len(measured) == 1:
+        return (
+            f"{best.name} finds the right partner among the first ten for {score:.1%} of the "
+            f"queries (chance {chance:.1%}) after {budget:,} samples."
+        )
+    others = ", ".join(f"{arm.name} for {recall:.1%}" for arm, recall in measured[1:])
+    return (
+        f"After {budget:,} samples each, {best.name} finds the right partner among the first ten "
+        f"for {score:.1%} of the queries, {others}; chance is {chance:.1%}."
+    )
+
+
+def _recall(arm: Arm, which: str) -> float:
+    if arm.scores is None:
+        return 0.0
+    ways = (arm.scores["image_to_text"], arm.scores["text_to_image"])
+    return float(sum(way[which]["10"] for way in ways) / len(ways))
+
+
+def _pairs(subsets: list[ReportStage], download: ReportStage) -> tuple[list[Pair], list[Pair]]:
+    """Draw pairs at random from what the last subset kept and from what it removed."""
+    ledger = pl.read_parquet(download.directory / LEDGER).filter(outcome="ok")
+    chosen = pl.read_parquet(subsets[-1].directory / "part-*.parquet", columns=[ID])
+    inside = ledger.join(chosen, on=ID, how="semi", maintain_order="left")
+    outside = ledger.join(chosen, on=ID, how="anti", maintain_order="left")
+    samples = []
+    for rows in (inside, outside):
+        # A fixed seed: the same road shows the same pairs.
+        drawn = rows.sample(min(_PAIRS, rows.height), seed=0, shuffle=True)
+        wanted = dict(zip(drawn[ID].to_list(), drawn["shard"].to_list(), strict=True))
+        found = read_samples(download.directory, wanted)
+        samples.append([found[id_] for id_ in wanted])
+    whys = _reasons(subsets, [sample.id for sample in samples[1]])
+    return (
+        [_pair(sample, "") for sample in samples[0]],
+        [_pair(sample, whys.get(sample.id, "")) for sample in samples[1]],
+    )
+
+
+def _pair(sample: Sample, why: str) -> Pair:
+    encoded = base64.b64encode(sample.jpeg).decode()
+    return Pair(f"data:image/jpeg;base64,{encoded}", sample.text, why)
+
+
+def _reasons(subsets: list[ReportStage], ids: list[int]) -> dict[int, str]:
+    """Say of each id which rules removed it, or which row it is a duplicate of."""
+    reasons: dict[int, list[str]] = {}
+    if not ids:
+        return {}
+    wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
+    for stage in subsets:
+        if stage.does == "dedupe":
+            removed = pl.read_parquet(stage.directory / "removed.parquet")
+            for id_, kept in removed.filter(pl.col(ID).is_in(ids)).iter_rows():
+                reasons.setdefault(id_, []).append(f"duplicate of {kept}")
+            continue
+        pool = open_source(stage.manifest.inputs[0].path)
+        with open_session(pool) as session:
+            session.view("pool").filter(wanted).create("few")
+            for bite in stage.manifest.details["bites"]:
+                failed = session.table("few").filter(f"({bite['rule']}) IS NOT TRUE").select("id")
+                for (id_,) in failed.fetchall():
+                    reasons.setdefault(id_, []).append(f"not {bite['rule']}")
+    return {id_: "; ".join(said) for id_, said in reasons.items()}
+
+
+def _planted(truth: Path, last: ReportStage) -> list[Planted]:
+    """Count each planted fault in the pool and in what the last subset kept."""
+    known = pl.read_parquet(truth)
+    chosen = pl.read_parquet(last.directory / "part-*.parquet", columns=[ID])
+    kept = known.join(chosen, on=ID, how="semi")
+    copy = pl.col("picture").is_first_distinct().not_()
+    faults = {
+        "caption of another picture": pl.col("caption_fault") == "swapped",
+        "boilerplate caption": pl.col("caption_fault") == "boilerplate",
+        "watermark": pl.col("watermarked"),
+        "high NSFW score": pl.col("nsfw"),
+        "further copy of a picture": copy,
+        "face": pl.col("faces") > 0,
+        "none of these": (pl.col("caption_fault") == "none")
+        & ~pl.col("watermarked")
+        & ~pl.col("nsfw")
+        & ~copy
+        & (pl.col("faces") == 0),
+    }
+    return [
+        Planted(name, known.filter(sign).height, kept.filter(sign).height)
+        for name, sign in faults.items()
+    ]
+
+
+def _links(truth: Path, download: ReportStage) -> pl.DataFrame:
+    """Count what the links were made to do against what the ledger says became of them."""
+    ledger = pl.read_parquet(download.directory / LEDGER, columns=[ID, "outcome"])
+    return (
+        pl.read_parquet(truth, columns=[ID, "link_fate"])
+        .join(ledger, on=ID)
+        .group_by("link_fate", "outcome")
+        .len("rows")
+        .sort("rows", "link_fate", "outcome", descending=[True, False, False])
+    )

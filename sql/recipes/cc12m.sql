@@ -1,0 +1,8 @@
+-- Conceptual 12M's picture and text rules: aspect up to 2.5, sides above 400, 3 to 256 words
+-- Source: the CC12M card. Its name masking is left out.
+-- On COYO: the size rule bites most; the word rule removes next to nothing.
+SELECT *
+FROM pool
+WHERE aspect_ratio(width, height) <= 2.5
+  AND min_side(width, height) > 400
+  AND word_count BETWEEN 3 AND 256;
