@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sqlglot
-from sqlglot import exp
+from sqlglot import TokenType, exp
 
 from coyo_tools.bundled import bundled
 from coyo_tools.errors import ColumnError, RecipeError
@@ -116,9 +116,13 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         RecipeError: it does not parse, or is something else.
     """
     try:
-        statements = [tree for tree in sqlglot.parse(sql, read="duckdb") if tree is not None]
+        parsed = [tree for tree in sqlglot.parse(sql, read="duckdb") if tree is not None]
+        tokens = sqlglot.tokenize(sql, read="duckdb")
     except sqlglot.errors.SqlglotError as error:
         raise RecipeError(f"The SQL does not parse: {_parse_message(error)}") from error
+    # A comment behind the last semicolon parses as a statement of its own.
+    statements = [tree for tree in parsed if not isinstance(tree, exp.Semicolon)]
+    trailing = [tree for tree in parsed if isinstance(tree, exp.Semicolon)]
     if len(statements) != 1:
         raise RecipeError(f"A recipe is one SELECT; this one has {len(statements)} statements.")
     tree = statements[0]
@@ -128,10 +132,15 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
     _refuse_volatile(tree)
     plain = isinstance(tree, exp.Select)
     where = tree.args.get("where") if plain else None
-    rules = tuple(_rule(term) for term in _and_terms(where.this)) if where is not None else ()
+    rules = [_rule(term) for term in _and_terms(where.this)] if where is not None else []
+    if rules and trailing:
+        reason = " ".join(comment.strip() for node in trailing for comment in node.comments or [])
+        rules[-1] = Rule(rules[-1].sql, f"{rules[-1].reason} {reason}".strip())
+    ends = [token.start for token in tokens if token.token_type == TokenType.SEMICOLON]
+    text = sql[: ends[0]] if ends else sql
     where_decides = plain and not any(tree.args.get(key) for key in _BEYOND_WHERE)
     columns = tuple(dict.fromkeys(column.name for column in tree.find_all(exp.Column)))
-    return Recipe(name, sql.strip().rstrip(";").rstrip(), rules, where_decides, columns)
+    return Recipe(name, text.strip(), tuple(rules), where_decides, columns)
 
 
 def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:

@@ -117,7 +117,7 @@ class ToyWebSummary:
     """What was planted, counted in what was written: rows of the pool unless a name says else.
 
     ``links`` counts distinct urls by fate and ``link_rows`` the rows behind them; ``intact_rows``
-    are those for which the picture that was scored still arrives.
+    are those whose picture, as it was scored, can still be had by a client that minds opt-outs.
     """
 
     seed: int

@@ -22,6 +22,8 @@ CONTENT_TYPE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 NEAR = 4
 _SMALLEST, _LARGEST = 200, 640
+# COYO has no file under 5 KB.
+_FEWEST_BYTES = 5000
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ def make_picture(job: PictureJob) -> list[Encoded]:
         marks.faces(image, job.scene.faces, middle, rng)
     if job.watermarked:
         marks.watermark(image, rng)
-    files = [encode(image, job.format, quality=int(rng.integers(82, 94)))]
+    quality = int(rng.integers(82, 94))
+    files = [encode(image, job.format, quality)]
+    if len(files[0].data) < _FEWEST_BYTES:
+        files = [encode(image, job.format, 98)]
     for copy in job.copies:
         files.append(_copy(files[copy.source], copy.kind, rng))
     return files
@@ -93,14 +98,14 @@ def encode(image: Image.Image, file_format: str, quality: int = 90) -> Encoded:
 def _copy(original: Encoded, kind: str, rng: np.random.Generator) -> Encoded:
     """Re-encode or resize a picture so that its hash moves by at most ``NEAR`` bits.
 
-    Tries rougher copies first and gentler ones after; the gentlest is a JPEG of quality 96.
+    Tries rough copies first and gentler ones after; the gentlest is a JPEG of quality 96.
     """
     with Image.open(io.BytesIO(original.data)) as opened:
         image = opened.convert("RGB")
-    for attempt in range(6):
-        quality = int(rng.integers(40, 75)) + 6 * attempt
+    for attempt in range(8):
+        quality = int(rng.integers(25, 60)) + 8 * attempt
         copy = encode(_resized(image, rng) if kind == "resized" else image, "JPEG", quality)
-        if hamming(copy.phash, original.phash) <= NEAR:
+        if hamming(copy.phash, original.phash) <= NEAR and len(copy.data) >= _FEWEST_BYTES:
             return copy
     return encode(image, "JPEG", 96)
 

@@ -15,14 +15,14 @@ from coyo_tools.toyweb.seeds import pick
 
 
 class Fate(StrEnum):
-    """What a request for a url gets; the comment says whether the scored picture arrives."""
+    """What a request for a url gets; the comment says whether the scored picture can be had."""
 
     OK = "ok"  # yes, byte for byte
     SLOW = "slow"  # yes, after a while
     MOVED = "moved"  # yes, after a redirect on the same host
     RECOMPRESSED = "recompressed"  # yes, as a smaller or re-encoded file
     WRONG_CONTENT_TYPE = "wrong-content-type"  # yes, labelled text/html
-    OPT_OUT = "opt-out"  # yes, with an X-Robots-Tag that forbids its use
+    OPT_OUT = "opt-out"  # no: it is sent with an X-Robots-Tag that forbids its use
     REPLACED = "replaced"  # no: another picture
     PLACEHOLDER = "placeholder"  # no: the host's "no longer available"
     HTML_AS_JPEG = "html-as-jpeg"  # no: an error page with status 200, labelled image/jpeg
@@ -35,9 +35,7 @@ class Fate(StrEnum):
     TIMEOUT = "timeout"  # no: nothing is sent for longer than anyone waits
 
 
-INTACT = frozenset(
-    {Fate.OK, Fate.SLOW, Fate.MOVED, Fate.RECOMPRESSED, Fate.WRONG_CONTENT_TYPE, Fate.OPT_OUT}
-)
+INTACT = frozenset({Fate.OK, Fate.SLOW, Fate.MOVED, Fate.RECOMPRESSED, Fate.WRONG_CONTENT_TYPE})
 
 _DEAD = ("www.closed-shop.example", "cdn.gone-startup.test")
 _PLACEHOLDER = ("pics.old-albums.example",)

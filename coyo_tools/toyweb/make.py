@@ -14,30 +14,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from coyo_tools.toyweb import marks, tables, wording
+from coyo_tools.toyweb import tables, wording
 from coyo_tools.toyweb.config import ToyWebConfig, ToyWebSummary
-from coyo_tools.toyweb.encode import (
-    CONTENT_TYPE,
-    SUFFIX,
-    Encoded,
-    PictureJob,
-    encode,
-    make_picture,
-)
-from coyo_tools.toyweb.links import Fate
-from coyo_tools.toyweb.plan import Plan, Row, make_plan
-from coyo_tools.toyweb.routes import FILES_FOLDER, Route, write_routes
+from coyo_tools.toyweb.encode import Encoded, PictureJob, make_picture
+from coyo_tools.toyweb.plan import make_plan
+from coyo_tools.toyweb.publish import file_name, needed_files, plan_routes, write_extras
+from coyo_tools.toyweb.routes import FILES_FOLDER, write_routes
 from coyo_tools.toyweb.seeds import generator
 
 # Files of different pictures are at least this far apart in hash; copies at most encode.NEAR.
 APART = 10
 _REDRAWS = 50
-
-_NOTICE = """<!DOCTYPE html>
-<html><head><title>Page not found</title></head>
-<body><h1>Sorry, we could not find that picture</h1>
-<p>It may have been moved. Try our <a href="/">start page</a>.</p></body></html>
-"""
 
 
 def make_toy_web(
@@ -65,7 +52,7 @@ def make_toy_web(
     for folder in (directory / "pool", files_folder, images_folder):
         folder.mkdir(parents=True)
 
-    needed = _needed(plan)
+    needed = needed_files(plan)
     jobs = [*plan.pictures, *plan.others, *plan.heldout]
     measured: list[list[Encoded]] = [[] for _ in jobs]
 
@@ -75,7 +62,8 @@ def make_toy_web(
             if job.stream == "heldout":
                 (images_folder / f"{job.number:05d}.jpg").write_bytes(file.data)
             elif (job.stream, job.number, number) in needed:
-                (files_folder / _name(job.stream, job.number, number, file)).write_bytes(file.data)
+                name = file_name(job.stream, job.number, number, file)
+                (files_folder / name).write_bytes(file.data)
         # The bytes are on disk now; ten thousand pictures need not be in memory as well.
         measured[index] = [replace(file, data=b"") for file in files]
 
@@ -88,8 +76,8 @@ def make_toy_web(
 
     pictures = measured[: len(plan.pictures)]
     others = measured[len(plan.pictures) : len(plan.pictures) + len(plan.others)]
-    routes = _routes(plan, config, pictures, others)
-    _write_extras(files_folder, routes)
+    routes = plan_routes(plan, config, pictures, others)
+    write_extras(files_folder, routes)
     write_routes(directory / "web", routes)
     _write_captions(directory / "heldout" / "captions.csv", config, plan.heldout)
     tables.write_pool(directory / "pool" / "part-00000.parquet", config, plan, pictures)
@@ -141,87 +129,6 @@ def _is_crowded(
 ) -> bool:
     strangers = hashes[others]
     return any(bool((np.bitwise_count(strangers ^ bits) < APART).any()) for bits in hashes[own])
-
-
-def _needed(plan: Plan) -> set[tuple[str, int, int]]:
-    """Return (stream, picture, file) of everything that some url still sends."""
-    silent = {
-        Fate.NOT_FOUND,
-        Fate.GONE,
-        Fate.DEAD_HOST,
-        Fate.RESET,
-        Fate.TIMEOUT,
-        Fate.PLACEHOLDER,
-        Fate.HTML_AS_JPEG,
-    }
-    return {_sent(plan, row) for row in plan.rows if row.fate not in silent}
-
-
-def _sent(plan: Plan, row: Row) -> tuple[str, int, int]:
-    """Return (stream, picture, file) of what a row's url sends."""
-    if row.fate is Fate.REPLACED:
-        return ("other", plan.replacement[row.url], 0)
-    if row.fate is Fate.RECOMPRESSED:
-        return ("pool", row.picture, plan.served_file[row.url])
-    return ("pool", row.picture, row.file)
-
-
-def _name(stream: str, picture: int, file: int, encoded: Encoded) -> str:
-    lead = "other-" if stream == "other" else ""
-    copy = f"-{file}" if file else ""
-    return f"{lead}{picture:06d}{copy}.{SUFFIX[encoded.format]}"
-
-
-_PLACEHOLDER_FILE = "placeholder.jpg"
-_NOTICE_FILE = "notice.html"
-
-
-def _routes(
-    plan: Plan,
-    config: ToyWebConfig,
-    pictures: Sequence[Sequence[Encoded]],
-    others: Sequence[Sequence[Encoded]],
-) -> dict[str, Route]:
-    routes: dict[str, Route] = {}
-    rng = generator(config.seed, "delays")
-    needed = _needed(plan)
-    for row in plan.rows:
-        if row.url in routes:
-            continue
-        stream, picture, number = key = _sent(plan, row)
-        encoded = (others if stream == "other" else pictures)[picture][number]
-        kind = CONTENT_TYPE[encoded.format]
-        file = _name(stream, picture, number, encoded) if key in needed else ""
-        route = Route(row.fate, file, kind)
-        if row.fate is Fate.PLACEHOLDER:
-            route = Route(row.fate, _PLACEHOLDER_FILE, "image/jpeg")
-        elif row.fate is Fate.HTML_AS_JPEG:
-            route = Route(row.fate, _NOTICE_FILE, "image/jpeg")
-        elif row.fate is Fate.WRONG_CONTENT_TYPE:
-            route = replace(route, content_type="text/html; charset=utf-8")
-        elif row.fate is Fate.SLOW:
-            share = float(rng.uniform(0.75, 1.25))
-            route = replace(route, seconds=round(config.links.slow_seconds * share, 3))
-        elif row.fate is Fate.TIMEOUT:
-            route = Route(row.fate, seconds=config.links.timeout_seconds)
-        elif row.fate is Fate.MOVED:
-            host = row.url.split("/")[2]
-            target = f"http://{host}/archive/{len(routes)}.{SUFFIX[encoded.format]}"
-            routes[target] = Route(Fate.OK, file, kind)
-            route = Route(row.fate, location=target)
-        elif row.fate in (Fate.NOT_FOUND, Fate.GONE, Fate.DEAD_HOST, Fate.RESET):
-            route = Route(row.fate)
-        routes[row.url] = route
-    return routes
-
-
-def _write_extras(folder: Path, routes: dict[str, Route]) -> None:
-    files = {route.file for route in routes.values()}
-    if _PLACEHOLDER_FILE in files:
-        data = encode(marks.placeholder(), "JPEG", 90).data
-        (folder / _PLACEHOLDER_FILE).write_bytes(data)
-    if _NOTICE_FILE in files:
-        (folder / _NOTICE_FILE).write_text(_NOTICE, encoding="utf-8", newline="\n")
 
 
 def _write_captions(path: Path, config: ToyWebConfig, jobs: Sequence[PictureJob]) -> None:

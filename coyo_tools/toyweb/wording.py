@@ -5,6 +5,8 @@ tails; some leave something out. Boilerplate says nothing about the picture. Gra
 plain, because the point is what a model can learn from it, not style.
 """
 
+import re
+
 import numpy as np
 
 from coyo_tools.toyweb.scenes import Background, Scene, Thing
@@ -101,6 +103,9 @@ _TAILS = (
     " | print on canvas, framed or unframed, ready to hang, several sizes available",
 )
 
+_ARTICLE = re.compile(r"\ba(?= [aeiou])")
+_LOWER = frozenset({"a", "an", "of", "on", "the", "in", "at", "to", "by", "with"})
+
 
 def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> str:
     """Word one correct caption of a scene.
@@ -133,10 +138,10 @@ def _sentence(thing: str, place: str, ground: str, people: str, rng: np.random.G
         text = f"{pick(rng, _PREFIXES)} {' '.join(parts)}"
     else:
         text = " ".join(parts)
+    text = _ARTICLE.sub("an", text)
     if form == "title":
-        small = {"a", "of", "on", "the", "in", "at", "to", "by", "with"}
-        text = " ".join(word if word in small else word.capitalize() for word in text.split())
-    if form != "title" and chance(rng, 0.7):
+        text = " ".join(word if word in _LOWER else word.capitalize() for word in text.split())
+    if form == "title" or chance(rng, 0.7):
         text = text[0].upper() + text[1:]
     if chance(rng, 0.22):
         text += pick(rng, _TAILS)
@@ -151,8 +156,7 @@ def _things(thing: Thing, count: int, size: str, rng: np.random.Generator) -> st
     words = [weighted(rng, _SIZES[size]), colour] if size else [colour]
     if count == 1:
         phrase = " ".join([*words, noun])
-        article = "an" if phrase[0] in "aeiou" else "a"
-        return f"{article} {phrase}" if chance(rng, 0.85) else phrase
+        return f"a {phrase}" if chance(rng, 0.85) else phrase
     return " ".join([weighted(rng, _COUNTS[count]), *words, _plural(noun)])
 
 

@@ -1,12 +1,13 @@
 """A run of three steps that many tests look at, and the shards it was made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from coyo_align.config import TrainConfig
+from coyo_align.device import torch_threads
 from coyo_align.finetune import TrainResult, finetune
 
 from align.making import squares, write_tar
@@ -21,6 +22,13 @@ class Trained:
     config: TrainConfig
     result: TrainResult
     progress: Sequence[tuple[int, int, float]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other are slower than one when tests run side by side."""
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,14 +19,17 @@ def mean_colour(data: bytes) -> list[int]:
     return np.asarray(open_picture(data)).reshape(-1, 3).mean(axis=0).round().astype(int).tolist()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "RGBA", "LA"])
+MODES = {
+    "JPEG": ("RGB", "L", "CMYK"),
+    "PNG": ("RGB", "L", "P", "1", "RGBA", "LA"),
+    "WEBP": ("RGB", "RGBA"),
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(k, mode) for k in MODES for mode in MODES[k]])
 def test_any_mode_becomes_rgb(kind: str, mode: str) -> None:
     stream = io.BytesIO()
-    try:
-        PICTURE.convert(mode).save(stream, kind)
-    except OSError:
-        pytest.skip(f"{kind} holds no {mode}")
+    PICTURE.convert(mode).save(stream, kind)
     opened = open_picture(stream.getvalue())
     assert (opened.mode, opened.size) == ("RGB", PICTURE.size)
     grey = np.asarray(PICTURE.convert("L"), dtype=float).mean()

@@ -87,6 +87,12 @@ def _check(directory: Path) -> None:
         raise AlignError(
             f"{directory} holds a model of type {kind!r}, not 'align'. Give an ALIGN checkpoint."
         )
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        # Without one transformers goes on with a vocabulary of five special tokens.
+        raise AlignError(
+            f"{directory} holds no tokenizer: neither tokenizer.json nor vocab.txt. Copy the files "
+            "of the tokenizer that the checkpoint was trained with into it."
+        )
     if not any(directory.glob("*.safetensors")):
         found = sorted(path.name for path in directory.glob("*.bin")) or ["no weights"]
         raise AlignError(

@@ -90,7 +90,8 @@ def first_right_ranks(
         first, last = np.searchsorted(right[:, 0], [start, start + rows])
         row, column = right[first:last, 0] - start, right[first:last, 1]
         best = np.full(len(block), -np.inf, dtype=np.float32)
-        np.maximum.at(best, row, block[row, column])
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(best, row, block[row, column])
         ahead = ~(block < best[:, None] - _TIE)
         ahead[row, column] = False
         ranks[start : start + rows] = 1 + ahead @ counts.astype(np.float64)

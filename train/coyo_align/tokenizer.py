@@ -8,11 +8,12 @@ tokens but does not cut at 64 unless its tokenizer asks for it.
 Left out: any other kind of tokenizer. A checkpoint's own one is loaded in ``checkpoint``.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from coyo_align.config import MAX_TOKENS
@@ -21,18 +22,39 @@ Tokens = NDArray[np.int32]
 
 _SMALLEST_COUNT = 2
 """A piece seen once in the captions can't be learned from."""
+_LETTERS_SHARE = 8
+"""One in eight entries at most is for single letters; the rarer ones of more scripts are [UNK]."""
 
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int) -> PreTrainedTokenizerBase:
     """Train an uncased WordPiece tokenizer with at most ``vocabulary`` entries on the captions.
 
-    Deterministic: the same captions give the same vocabulary in the same order.
+    Deterministic: the same captions give the same vocabulary in the same order. The trainer of
+    ``tokenizers`` alone is not: it numbers the letters inside words as it meets them in a randomly
+    ordered table, and breaks ties by these numbers. So they are handed over numbered, as if they
+    were special, and the letters to keep are chosen here too.
     """
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(
-        captions, vocab_size=vocabulary, min_frequency=_SMALLEST_COUNT, show_progress=False
+    untrained = BertTokenizer()
+    special = sorted(untrained.get_vocab(), key=untrained.convert_tokens_to_ids)
+    backend = untrained.backend_tokenizer
+    seen = Counter(
+        letter
+        for caption in captions
+        for letter in backend.normalizer.normalize_str(caption)
+        if not letter.isspace()
     )
-    entries = sorted(trainer.get_vocab().items(), key=lambda entry: entry[1])
+    most = sorted(seen, key=lambda letter: (-seen[letter], letter))
+    letters = sorted(most[: vocabulary // _LETTERS_SHARE])
+    trainer = WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=_SMALLEST_COUNT,
+        special_tokens=[*special, *(f"##{letter}" for letter in letters)],
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    backend.train_from_iterator(captions, trainer)
+    entries = sorted(backend.get_vocab().items(), key=lambda entry: entry[1])
     return cut_at(BertTokenizer(vocab=dict(entries)), MAX_TOKENS)
 
 

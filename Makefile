@@ -1,0 +1,51 @@
+# Two commands are all the set-up there is: `make demo` and `make test`.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test slow check format lint types floors wheel docs bench clean
+
+demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/report.html afterwards.
+	$(BIN)/coyo demo -o demo
+
+test: $(READY)  ## Run the tests.
+	$(BIN)/pytest
+
+slow: $(READY)  ## Run the tests that take minutes: the whole demo, real pictures.
+	$(BIN)/pytest -m slow
+
+check: lint types floors test  ## All that CI asks of a change.
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+floors: $(READY)
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Put the code into shape.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## Write docs/cli.md from the commands' own help.
+	$(BIN)/python docs/make_cli.py
+
+wheel: $(READY)  ## Build sdist and wheel, and try the wheel in an empty environment.
+	bash .ci/wheel
+
+bench: $(READY)  ## Measure, against peers in the same run.
+	@ls benchmarks/*.py >/dev/null 2>&1 || echo "no benchmarks yet"
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist demo
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none found on PATH." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)

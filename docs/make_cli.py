@@ -1,0 +1,45 @@
+"""Writes docs/cli.md from the help of every command; ``--check`` only says whether it is current."""
+
+import re
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from coyo_tools.cli import app
+
+PAGE = Path(__file__).with_name("cli.md")
+COMMANDS = (
+    (),
+    ("filter",),
+    ("dedupe",),
+    ("info",),
+    ("recipes",),
+    ("recipes", "show"),
+    ("download",),
+    ("index",),
+    ("train",),
+    ("evaluate",),
+    ("run",),
+    ("demo",),
+)
+
+
+def page() -> str:
+    """Return the page: the help of each command, as the terminal shows it at 100 columns."""
+    runner = CliRunner()
+    parts = ["# The command line\n\nMade by `make docs` from the commands' own help.\n"]
+    for command in COMMANDS:
+        shown = runner.invoke(
+            app, [*command, "--help"], prog_name="coyo", terminal_width=100, env={"COLUMNS": "100"}
+        )
+        title = " ".join(("coyo", *command))
+        text = re.sub(r"[ \t]+$", "", shown.output, flags=re.MULTILINE).strip()
+        parts.append(f"## {title}\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv[1:]:
+        sys.exit(PAGE.read_text(encoding="utf-8") != page())
+    PAGE.write_text(page(), encoding="utf-8")
