@@ -199,7 +199,7 @@ def _and_terms(condition: exp.Expr) -> list[exp.Expr]:
 
 def _rule(term: exp.Expr) -> Rule:
     reason = " ".join(comment.strip() for node in term.walk() for comment in node.comments or [])
-    return Rule(term.sql(dialect="duckdb", comments=False), reason)
+    return Rule(term.sql(dialect="duckdb", comments=False, normalize_functions=False), reason)
 
 
 def _parse_message(error: sqlglot.errors.SqlglotError) -> str:

@@ -1,6 +1,6 @@
 -- Conceptual 12M's picture and text rules: aspect up to 2.5, sides above 400, 3 to 256 words
 -- Source: the CC12M card. Its name masking is left out.
--- On COYO: the size rule bites most; the word rule removes next to nothing.
+-- On COYO: the word rule removes only the few captions above 256 words; COYO starts at 3.
 SELECT *
 FROM pool
 WHERE aspect_ratio(width, height) <= 2.5
