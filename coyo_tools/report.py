@@ -46,6 +46,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class LossRange:
+    """The lowest and highest training loss of all arms, the scale they are drawn on."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Arm:
     """A trained model: its data, its loss curve as an SVG path, its scores if evaluated."""
 
@@ -85,7 +93,7 @@ def write_report(
     """
     subsets = [stage for stage in stages if stage.manifest.kind == "subset"]
     downloads = [stage for stage in stages if stage.does == "download"]
-    arms = _arms(stages, settings)
+    arms, losses = _arms(stages, settings)
     kept: list[Pair] = []
     removed: list[Pair] = []
     if subsets and downloads:
@@ -107,6 +115,7 @@ def write_report(
         dedupes=[stage for stage in stages if stage.does == "dedupe"],
         fetches=[(stage, _fates(stage)) for stage in stages if stage.manifest.kind == SHARDS_KIND],
         arms=arms,
+        losses=losses,
         answer=_answer(arms),
         kept=kept,
         removed=removed,
@@ -125,7 +134,9 @@ def _fates(stage: ReportStage) -> list[tuple[str, int, float]]:
     return [(name, rows, rows / made.rows_in) for name, rows in counts.items()]
 
 
-def _arms(stages: list[ReportStage], settings: dict[str, dict[str, Any]]) -> list[Arm]:
+def _arms(
+    stages: list[ReportStage], settings: dict[str, dict[str, Any]]
+) -> tuple[list[Arm], LossRange]:
     scores = {
         settings[stage.name]["run"]: stage.manifest.details
         for stage in stages
@@ -134,19 +145,19 @@ def _arms(stages: list[ReportStage], settings: dict[str, dict[str, Any]]) -> lis
     trained = [stage for stage in stages if stage.does == "train"]
     losses = {stage.name: _losses(stage.directory / "metrics.jsonl") for stage in trained}
     every = [loss for curve in losses.values() for _, loss in curve]
-    top = max(every, default=1.0)
-    bottom = min(every, default=0.0)
-    return [
+    span = LossRange(min(every, default=0.0), max(every, default=1.0))
+    arms = [
         Arm(
             name=stage.name,
             subset=settings[stage.name].get("subset", "everything that arrived"),
             training=stage.manifest.details,
             settings=settings[stage.name],
-            curve=_svg_path(losses[stage.name], bottom, top),
+            curve=_svg_path(losses[stage.name], span),
             scores=scores.get(stage.name),
         )
         for stage in trained
     ]
+    return arms, span
 
 
 def _losses(metrics: Path) -> list[tuple[int, float]]:
@@ -159,14 +170,14 @@ def _losses(metrics: Path) -> list[tuple[int, float]]:
     return [(int(piece[-1, 0]), float(piece[:, 1].mean())) for piece in pieces]
 
 
-def _svg_path(curve: list[tuple[int, float]], bottom: float, top: float) -> str:
-    """Draw a curve into a box of 600 by 160, losses between ``bottom`` and ``top``."""
+def _svg_path(curve: list[tuple[int, float]], span: LossRange) -> str:
+    """Draw a curve into the plot of the template: x from 40 to 640, y from 160 up to 20."""
     if not curve:
         return ""
     last = curve[-1][0] or 1
-    height = (top - bottom) or 1.0
+    height = (span.high - span.low) or 1.0
     spots = [
-        f"{600 * seen / last:.1f} {150 - 140 * (loss - bottom) / height:.1f}"
+        f"{40 + 600 * seen / last:.1f} {160 - 140 * (loss - span.low) / height:.1f}"
         for seen, loss in curve
     ]
     return "M" + " L".join(spots)

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the help of every command; ``--check`` only says whether it is current."""
+"""Writes docs/cli.md from the help of every command; ``--check`` says whether it is current."""
 
 import re
 import sys

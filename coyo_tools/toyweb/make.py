@@ -71,7 +71,7 @@ def make_toy_web(
         keep(index, files)
         if on_progress is not None:
             on_progress(index + 1, len(jobs))
-    for index, files in _redrawn(jobs, measured):
+    for index, files in redraw_alike(jobs, measured):
         keep(index, files)
 
     pictures = measured[: len(plan.pictures)]
@@ -96,10 +96,17 @@ def _drawn(jobs: Sequence[PictureJob], processes: int) -> Iterator[list[Encoded]
         yield from pool.map(make_picture, jobs, chunksize=32)
 
 
-def _redrawn(
+def redraw_alike(
     jobs: list[PictureJob], measured: Sequence[Sequence[Encoded]]
 ) -> Iterator[tuple[int, list[Encoded]]]:
     """Draw again what came out too like another job's picture, until nothing does.
+
+    Args:
+        jobs: all jobs; those that are drawn again are replaced in place.
+        measured: their files; the bytes are not needed.
+
+    Yields:
+        The number of a job and its new files.
 
     Raises:
         RuntimeError: some pictures are alike after many attempts.

@@ -287,7 +287,7 @@ LONG = "a red circle on a green ground " * 20
 
 
 def test_trap_14_the_processor_neither_cuts_nor_converts() -> None:
-    tokenizer = train_tokenizer([LONG, "a blue square"] * 3, 100)
+    tokenizer = train_tokenizer([LONG, "a blue square"] * 3, 500)
     uncut = BertTokenizer(vocab=tokenizer.get_vocab())
     theirs = AlignProcessor(EfficientNetImageProcessorPil(), uncut)
     with pytest.raises(ValueError, match="truncation"):
@@ -314,7 +314,7 @@ def test_trap_14_the_range_is_that_of_align_base() -> None:
 
 def test_trap_15_a_vocabulary_file_is_ignored(tmp_path: Path) -> None:
     captions = ["a red circle on a green ground", "two blue squares"] * 3
-    ours = train_tokenizer(captions, 100)
+    ours = train_tokenizer(captions, 500)
     entries = sorted(ours.get_vocab().items(), key=lambda entry: entry[1])
     (tmp_path / "vocab.txt").write_text("\n".join(word for word, _ in entries))
     theirs = BertTokenizerFast(vocab_file=str(tmp_path / "vocab.txt"))

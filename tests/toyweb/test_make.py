@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from coyo_tools.phash import hamming
 from coyo_tools.toyweb import LinkFaults, ToyWebConfig, make_toy_web
+from coyo_tools.toyweb.encode import Copy, PictureJob, make_picture
+from coyo_tools.toyweb.make import APART, redraw_alike
+from coyo_tools.toyweb.scenes import Background, Scene, Thing
 from toyweb.making import SMALL, ToyWeb, digests
 
 TINY = replace(SMALL, pictures=40, heldout=8, links=LinkFaults(timeouts=1))
@@ -78,6 +82,19 @@ def test_progress_counts_every_picture(tmp_path: Path) -> None:
     config = ToyWebConfig(pictures=10, heldout=3, links=CLEAN)
     make_toy_web(tmp_path, config, lambda done, total: seen.append((done, total)))
     assert seen == [(done, 13) for done in range(1, 14)]
+
+
+def test_a_picture_too_like_another_is_drawn_again() -> None:
+    scene = Scene(Thing("circle", "red"), Background("plain", "white"), 1, "large", "centre")
+    job = PictureJob(0, "test", 0, scene, copies=(Copy("resized"),))
+    jobs = [job, job]
+    measured = [make_picture(job) for job in jobs]
+    for number, files in redraw_alike(jobs, measured):
+        measured[number] = files
+    assert jobs[0] == job
+    assert jobs[1].attempt > 0
+    for one in measured[0]:
+        assert min(hamming(one.phash, other.phash) for other in measured[1]) >= APART
 
 
 def test_amounts_are_exact(toy: ToyWeb) -> None:

@@ -178,18 +178,31 @@ def test_closing_wakes_whoever_waits_and_frees_the_port(toy: ToyWeb) -> None:
         except OSError as error:
             failures.append(error)
 
+    before = set(threading.enumerate())
     with serve(toy.directory) as server:
         client = threading.Thread(target=wait_for_ever, args=(server,))
         client.start()
         waiting.wait()
         while server.requests == 0:
             time.sleep(0.01)
-    client.join(timeout=5)
-    assert not client.is_alive()
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in left)
     assert isinstance(failures[0], ConnectionError | TimeoutError | urllib.error.URLError)
     with pytest.raises(urllib.error.URLError):
         fetch(server, urls(toy, "ok")[0])
     assert server.requests_by_fate == {"timeout": 1}
+
+
+def test_closing_ends_connections_that_are_kept(toy: ToyWeb) -> None:
+    with serve(toy.directory) as server:
+        address = server.proxy_url.removeprefix("http://")
+        kept = http.client.HTTPConnection(address, timeout=10)
+        kept.request("GET", urls(toy, "ok")[0])
+        kept.getresponse().read()
+    assert kept.sock.recv(1) == b""
+    kept.close()
 
 
 def test_a_route_never_leads_out_of_its_folder(tmp_path: Path) -> None:
