@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coyo_tools.bundled import bundled
 from coyo_tools.dedupe import dedupe_pool
 from coyo_tools.download import DownloadSettings, download_pictures
 from coyo_tools.errors import PipelineError
@@ -145,6 +146,25 @@ _KINDS: dict[str, _Kind] = {
         _evaluate,
     ),
 }  # fmt: skip
+
+
+def find_pipeline(name: str) -> Path:
+    """Return the file of a pipeline: a path, or the name of a shipped one such as ``quickstart``.
+
+    Raises:
+        PipelineError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in sorted(bundled("pipelines").glob("*.toml"))}
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise PipelineError(
+        f"There is no pipeline file {name}.", f"{hint}Shipped are {', '.join(shipped)}."
+    )
 
 
 def load_pipeline(path: Path) -> Pipeline:

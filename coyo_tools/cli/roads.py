@@ -26,7 +26,9 @@ Redo = Annotated[
 
 
 def run_command(
-    pipeline: Annotated[Path, typer.Argument(help="A .toml such as pipelines/quickstart.toml.")],
+    pipeline: Annotated[
+        str, typer.Argument(help="A .toml file, or a shipped one by name: quickstart, openstax.")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory for the stages and report.html.")
     ],
@@ -38,7 +40,7 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Walk a road: run the stages of a pipeline that are not finished, then write the report."""
-    from coyo_tools.pipeline import run_pipeline
+    from coyo_tools.pipeline import find_pipeline, run_pipeline
 
     given = {}
     for item in inputs or []:
@@ -46,7 +48,9 @@ def run_command(
         if not equals or not name or not place:
             raise PipelineError(f"--input {item} is not NAME=PATH.")
         given[name] = place
-    outcomes = run_pipeline(pipeline, output, given, redo=redo, watch=progress_bar, tell=say)
+    outcomes = run_pipeline(
+        find_pipeline(pipeline), output, given, redo=redo, watch=progress_bar, tell=say
+    )
     _print_outcomes(outcomes, output, as_json=as_json)
 
 
@@ -109,8 +113,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "run",
         epilog=examples(
-            "coyo run pipelines/quickstart.toml -o road --input pool=clean "
-            "--input captions=heldout/captions.csv",
+            "coyo run quickstart -o road --input pool=clean --input captions=heldout/captions.csv",
             "coyo run mine.toml -o road --redo",
         ),
     )(run_command)
