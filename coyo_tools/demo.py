@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from coyo_tools.bundled import bundled
-from coyo_tools.engine import digest_ids
+from coyo_tools.engine import available_cores, digest_ids
 from coyo_tools.manifest import (
     MANIFEST,
     IdDigest,
@@ -71,7 +71,7 @@ def _draw(
     tell(label)
     stopwatch = Stopwatch()
     with new_artifact(web, overwrite=redo) as directory, watch(label) as on_progress:
-        summary = make_toy_web(directory, config, on_progress)
+        summary = make_toy_web(directory, config, on_progress, processes=available_cores())
         digest: IdDigest = digest_ids(sorted((directory / "pool").glob("*.parquet")))
         write_manifest(
             directory,
