@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow check format lint types floors wheel docs bench clean
+.PHONY: demo test slow check format lint types floors wheel docs clean
 
 demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/report.html afterwards.
 	$(BIN)/coyo demo -o demo
@@ -37,9 +37,6 @@ docs: $(READY)  ## Write docs/cli.md from the commands' own help.
 
 wheel: $(READY)  ## Build sdist and wheel, and try the wheel in an empty environment.
 	bash .ci/wheel
-
-bench: $(READY)  ## Measure, against peers in the same run.
-	@ls benchmarks/*.py >/dev/null 2>&1 || echo "no benchmarks yet"
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist demo

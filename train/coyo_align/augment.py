@@ -1,7 +1,8 @@
-"""A random crop per picture, on the whole batch at once: the only augmentation here.
+"""What keeps a small data set from being learned by heart: random crops and masked words.
 
-No mirror image: captions say left and right. No colour change: captions say red. Left out:
-anything that needs the original picture; the crop works on pixels already resized.
+Both work on the whole batch at once, after decoding. No mirror image: captions say left and right.
+No colour change: captions say red. Left out: anything that needs the original picture; the crop
+works on pixels already resized.
 """
 
 import torch
@@ -29,3 +30,24 @@ def random_crop(pixels: Tensor, smallest: float, generator: torch.Generator) -> 
     theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
     grid = functional.affine_grid(theta.to(pixels), list(pixels.shape), align_corners=False)
     return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def mask_tokens(
+    ids: Tensor, mask: Tensor, share: float, mask_id: int, generator: torch.Generator
+) -> Tensor:
+    """Replace a random share of each caption's tokens by [MASK], its first token excepted.
+
+    The first token, [CLS], is where the embedding is read.
+
+    Args:
+        ids: (batch, tokens) token ids.
+        mask: true where a token stands.
+        share: 0 returns ``ids``.
+        mask_id: of the tokenizer.
+        generator: on the CPU, as for ``random_crop``.
+    """
+    if share <= 0:
+        return ids
+    chosen = torch.rand(ids.shape, generator=generator).to(ids.device) < share
+    chosen[:, 0] = False
+    return ids.masked_fill(chosen & mask, mask_id)

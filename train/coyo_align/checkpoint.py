@@ -70,6 +70,11 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             f"The weights in {directory} lack {len(missing)} tensors of its own config, "
             f"{missing[0]} among them. Give a complete checkpoint."
         )
+    if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
+        raise AlignError(
+            f"The tokenizer in {directory} has no [PAD] or no [MASK] token. Give the BERT "
+            "tokenizer that the checkpoint was trained with."
+        )
     length = min(MAX_TOKENS, hf.config.text_config.max_position_embeddings)
     return Checkpoint(hf, processor, cut_at(tokenizer, length))
 

@@ -32,6 +32,7 @@ class CompactShape:
     text_layers: int
     text_heads: int
     text_inner: int
+    text_dropout: float
 
 
 SHAPES: dict[str, CompactShape] = {
@@ -46,6 +47,7 @@ SHAPES: dict[str, CompactShape] = {
         text_layers=2,
         text_heads=4,
         text_inner=256,
+        text_dropout=0.1,
     ),
 }
 """Models that are trained from scratch, by the name that ``--model`` takes."""
@@ -75,6 +77,8 @@ class TrainConfig:
     """Where the temperature starts: None for .07 from scratch, the checkpoint's own otherwise."""
     smallest_crop: float = 0.6
     """Share of the picture's area that the random crop keeps at least; 1 turns it off."""
+    masked_tokens: float = 0.3
+    """Share of a caption's tokens that are hidden from the text tower, anew each time."""
     freeze: tuple[Tower, ...] = ()
     image_size: int | None = None
     """Side in pixels, for the models from scratch: None for the model's own."""
@@ -105,6 +109,7 @@ def check(config: TrainConfig) -> None:
         ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
         ("temperature", config.temperature is None or config.temperature > 0, "above 0"),
         ("smallest_crop", 0 < config.smallest_crop <= 1, "above 0 and at most 1"),
+        ("masked_tokens", 0 <= config.masked_tokens < 1, "at least 0 and below 1"),
         ("freeze", set(config.freeze) < {"image", "text"}, "image or text, not both"),
         ("image_size", config.image_size is None or config.image_size >= 32, "32 or more"),
         ("threads", config.threads is None or config.threads >= 1, "1 or more"),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coyo_align.augment import random_crop
+from coyo_align.augment import mask_tokens, random_crop
 from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coyo_align.config import SHAPES, TrainConfig, check
@@ -85,8 +85,9 @@ def finetune(
         model.hf.vision_model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
         trained = [p for p in model.parameters() if p.requires_grad]
-        crops = torch.Generator().manual_seed(config.seed)
+        chance = torch.Generator().manual_seed(config.seed)
         order = _order(len(pairs), config.batch_size, config.seed)
+        mask_id = checkpoint.tokenizer.mask_token_id  # BERT's, which every ALIGN tokenizer has
         steps = math.ceil(config.samples / config.batch_size)
         budget = steps * config.batch_size
         losses: list[float] = []
@@ -105,7 +106,8 @@ def finetune(
                 pixels, (ids, mask) = feed.pixels(rows), feed.texts(rows)
                 waited += time.perf_counter() - asked
 
-                pixels = random_crop(pixels, config.smallest_crop, crops)
+                pixels = random_crop(pixels, config.smallest_crop, chance)
+                ids = mask_tokens(ids, mask, config.masked_tokens, mask_id, chance)
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     images, texts = model.embed_images(pixels), model.embed_texts(ids, mask)
                 loss = contrastive_loss(images, texts, model.temperature, config.label_smoothing)

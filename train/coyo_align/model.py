@@ -145,8 +145,8 @@ def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int
     """An untrained AlignModel of this shape; torch's random state decides its weights.
 
     ALIGN has no projection behind the image tower, so ``projection_dim`` is the width of its last
-    stage. Dropout is off everywhere: Hugging Face's ``drop_connect_rate`` drops elements where
-    EfficientNet drops whole branches.
+    stage. Dropout is off in the image tower: Hugging Face's ``drop_connect_rate`` drops elements
+    where EfficientNet drops whole branches.
 
     Args:
         shape: its dimensions.
@@ -180,7 +180,7 @@ def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int
         intermediate_size=shape.text_inner,
         max_position_embeddings=MAX_TOKENS,
         type_vocab_size=1,
-        hidden_dropout_prob=0.0,
+        hidden_dropout_prob=shape.text_dropout,
         attention_probs_dropout_prob=0.0,
         pad_token_id=pad_id,
     )
