@@ -71,8 +71,8 @@ def test_another_seed_gives_another_run(trained: Trained, tmp_path: Path) -> Non
 
 
 def test_training_learns_the_squares(trained: Trained, tmp_path: Path) -> None:
-    result = again(trained, tmp_path, samples=16 * 60, masked_tokens=0.0, smallest_crop=1.0)
-    assert result.final_loss < 0.5 * trained.progress[0][2]
+    result = again(trained, tmp_path, samples=16 * 80, masked_tokens=0.0, smallest_crop=1.0)
+    assert result.final_loss < 0.6 * trained.progress[0][2]
 
 
 def test_a_saved_run_can_be_trained_further(trained: Trained, tmp_path: Path) -> None:
