@@ -73,11 +73,11 @@ def train_model(
     data = _open_shards(shards)
     chosen = open_source(subset) if subset is not None else None
     with _align("coyo train"):
-        from coyo_align.config import TrainConfig
+        from coyo_align.config import make_config
         from coyo_align.finetune import finetune
     with new_artifact(output, overwrite=overwrite) as directory, _align("coyo train"):
         result = finetune(
-            TrainConfig(
+            make_config(
                 shards=shards,
                 output=directory,
                 ids=_ids_path(chosen),

@@ -61,8 +61,8 @@ class TrainConfig:
     on sets of different sizes are compared at the same compute.
 
     The defaults are for a model from scratch on some thousands of pairs, where learning by heart is
-    the danger: masked words and decay above .1 each raised recall on held-out books. A checkpoint
-    that is trained further wants a far lower ``learning_rate``, such as 1e-5.
+    the danger: masked words and strong decay each raised recall on held-out books. ``make_config``
+    has others for a checkpoint.
     """
 
     shards: Path
@@ -94,7 +94,22 @@ class TrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The settings as they stand in ``train_config.json``, paths as text."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        del settings["output"]  # where the file stands, and often a name of the time of writing
+        return settings
+
+
+# Weights that have learned already are moved gently, and saw whole captions when they were made.
+_FOR_CHECKPOINTS = {
+    "learning_rate": 1e-5, "weight_decay": 0.1, "smallest_crop": 0.9, "masked_tokens": 0.0,
+}  # fmt: skip
+
+
+def make_config(**chosen: Any) -> TrainConfig:
+    """Make a configuration whose defaults fit its ``model``: from scratch, or a checkpoint."""
+    if chosen.get("model", TrainConfig.model) not in SHAPES:
+        chosen = _FOR_CHECKPOINTS | chosen
+    return TrainConfig(**chosen)
 
 
 def check(config: TrainConfig) -> None:
