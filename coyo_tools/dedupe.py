@@ -24,8 +24,10 @@ from coyo_tools.engine import (
 )
 from coyo_tools.errors import RecipeError
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
-from coyo_tools.recipe import missing_column
+from coyo_tools.recipe import missing_column, parse_message, refuse_volatile
 from coyo_tools.source import Source, open_source
+
+_KEEP_EXAMPLE = 'For example: --keep "clip_similarity_vitl14 DESC"'
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ def dedupe_pool(
         new_artifact(output, overwrite=overwrite) as directory,
         open_session(pool, output=directory, memory=memory, threads=threads) as session,
     ):
-        refuse_duplicate_ids(session, session.view("pool"), pool.path)
         with recipe_errors(pool):
+            refuse_duplicate_ids(session, session.view("pool"), pool.path)
             session.sql(candidates).create_view("candidates")
             session.execute(read_sql("dedupe/exact.sql"))
             parts = write_parts(session.sql(read_sql("dedupe/survivors.sql")), directory)
@@ -126,17 +128,20 @@ def _candidates(pool: Source, by: tuple[str, ...], keep: str) -> str:
 def _keep_order(pool: Source, keep: str) -> exp.Expr:
     """Write an ORDER BY as one sortable key; a NaN counts as NULL, NULLs come last."""
     try:
-        tree = sqlglot.parse_one(f"SELECT 1 FROM pool ORDER BY {keep}", read="duckdb")  # noqa: S608
+        trees = sqlglot.parse(f"SELECT 1 FROM pool ORDER BY {keep}", read="duckdb")  # noqa: S608
     except sqlglot.errors.SqlglotError as error:
-        raise RecipeError(f"--keep {keep!r} is not an ORDER BY: {error}") from error
-    order = tree.args.get("order")
+        message = f"--keep {keep!r} is not a list of ORDER BY terms: {parse_message(error)}."
+        raise RecipeError(message, _KEEP_EXAMPLE) from error
     allowed = {"kind", "expressions", "from_", "order"}
-    if any(value for key, value in tree.args.items() if key not in allowed):
-        raise RecipeError(f"--keep {keep!r} is more than ORDER BY terms.")
-    if order is None:
-        raise RecipeError("--keep is empty.", 'For example: --keep "clip_similarity_vitl14 DESC"')
+    tree = trees[0]
+    if len(trees) != 1 or tree is None or any(tree.args[key] for key in tree.args.keys() - allowed):
+        raise RecipeError(f"--keep {keep!r} is more than ORDER BY terms.", _KEEP_EXAMPLE)
+    refuse_volatile(tree)
     arguments: list[exp.Expr] = []
-    for term in order.expressions:
+    for term in tree.args["order"].expressions:
+        if term.find(exp.Query) or not term.find(exp.Column):
+            said = f"--keep {keep!r}: {term.sql('duckdb')} does not order rows by their columns."
+            raise RecipeError(said, _KEEP_EXAMPLE)
         for column in term.find_all(exp.Column):
             if column.name not in pool.columns:
                 raise missing_column(column.name, pool.columns)

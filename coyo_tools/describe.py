@@ -97,7 +97,7 @@ def _facts(
     kind = pool.schema.field(name).type
     known = BY_NAME.get(name)
     remarks = []
-    if known is not None and not kind.equals(known.type) and f"large_{known.type}" != str(kind):
+    if known is not None and not kind.equals(known.type):
         remarks.append(f"COYO has {known.type}")
     if nulls is not None and nulls == pool.rows:
         remarks.append("all null")

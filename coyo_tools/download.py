@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
@@ -25,6 +26,7 @@ from coyo_tools.engine import (
     count_rows,
     open_session,
     read_sql,
+    recipe_errors,
     refuse_duplicate_ids,
 )
 from coyo_tools.errors import ColumnError, DownloadError, EmptyResultError
@@ -70,6 +72,10 @@ _NETWORK_OUTCOMES = (
     ("reset by peer", "connection lost"),
     ("Remote end closed", "connection lost"),
     ("Broken pipe", "connection lost"),
+    ("codec can't encode", "bad url"),
+    ("URL can't contain", "bad url"),
+    ("nonnumeric port", "bad url"),
+    ("Invalid IPv6 URL", "bad url"),
     ("CERTIFICATE", "tls"),
     ("SSL", "tls"),
 )
@@ -118,13 +124,18 @@ def download_pictures(
     for name in (URL, TEXT):
         if name not in pool.columns:
             raise ColumnError(f"{source} has no column `{name}`, so there is nothing to download.")
+    for name in (URL, TEXT, IMAGE_PHASH):
+        if name in pool.columns and not pa.types.is_string(pool.schema.field(name).type):
+            kind = pool.schema.field(name).type
+            raise ColumnError(f"Column `{name}` of {source} is {kind}, not text.")
     with (
         new_artifact(output, overwrite=overwrite) as directory,
         open_session(pool, output=directory) as session,
     ):
-        refuse_duplicate_ids(session, session.view("pool"), pool.path)
         work = directory / "work"
-        urls = _plan(session, work)
+        with recipe_errors(pool):
+            refuse_duplicate_ids(session, session.view("pool"), pool.path)
+            urls = _plan(session, work)
         if urls:
             _fetch_and_pack(directory, work, urls, chosen, on_progress)
         _unfetchable(session).write_parquet(work / "fates-unfetchable.parquet")

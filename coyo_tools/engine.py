@@ -19,13 +19,16 @@ import pyarrow.parquet as pq
 
 from coyo_tools.bundled import bundled
 from coyo_tools.columns import ID
-from coyo_tools.errors import OutputError, RecipeError, SourceError
+from coyo_tools.errors import ColumnError, OutputError, RecipeError, SourceError
 from coyo_tools.manifest import IdDigest
 from coyo_tools.source import Source
 
 # 122,880 is DuckDB's own row group; COYO's rows are about 200 bytes compressed, so that 256 MB
 # parts hold about a million rows and ten row groups, enough to prune by.
 _PART_BYTES = 256 * 1024 * 1024
+_USERS_SQL = (
+    duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, duckdb.PermissionException,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -46,6 +49,7 @@ def open_session(
 
     Raises:
         OutputError: the memory limit can't be understood.
+        KeyboardInterrupt: Ctrl-C during a query.
     """
     spill_parent = output if output is not None else Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix=".spill-", dir=spill_parent) as spill:
@@ -58,7 +62,7 @@ def open_session(
             connection = duckdb.connect(config=config)
         except duckdb.Error as error:
             raise OutputError(
-                f"DuckDB refuses --memory {memory} --threads {threads}: {first_line(error)}",
+                f"DuckDB refuses --memory {memory}: {engine_message(error)}",
                 "Write the memory like 2GB or 500MB.",
             ) from error
         with connection:
@@ -70,7 +74,12 @@ def open_session(
             connection.execute("SET allowed_directories = $directories", {"directories": writable})
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            yield connection
+            try:
+                yield connection
+            except RuntimeError as error:
+                if str(error) == "Query interrupted":  # all that DuckDB makes of a Ctrl-C
+                    raise KeyboardInterrupt from error
+                raise
 
 
 def read_sql(name: str) -> str:
@@ -89,28 +98,27 @@ def recipe_errors(source: Source) -> Iterator[None]:
     """
     try:
         yield
-    except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError) as error:
-        raise RecipeError(f"DuckDB refuses the SQL: {engine_message(error)}") from error
     except duckdb.OutOfMemoryException as error:
         raise OutputError(
-            f"DuckDB ran out of memory: {first_line(error)}",
+            f"DuckDB ran out of memory: {engine_message(error)}",
             "Give it more with --memory, or fewer threads with --threads.",
         ) from error
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+    except duckdb.Error as error:
         message = str(error)
         if "No space left" in message:
             raise OutputError("The disk is full; nothing was written.") from error
-        raise SourceError(f"{source.path} can't be read: {engine_message(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        # Damaged pages raise many classes; the bare one stands for a page header that is no Thrift.
+        damaged = "Failed to read file" in message or type(error) is duckdb.Error
+        if damaged or isinstance(error, duckdb.IOException):
+            raise SourceError(f"{source.path} can't be read: {engine_message(error)}") from error
+        if isinstance(error, _USERS_SQL):
+            raise RecipeError(f"DuckDB refuses the SQL: {engine_message(error)}") from error
+        raise
 
 
 def engine_message(error: duckdb.Error) -> str:
     """Return DuckDB's message in one paragraph, without its class and the echo of the query."""
-    text = str(error).split("\n\nLINE ")[0]
+    text = re.split(r"\n\nLINE |Candidate functions:|Possible solutions:", str(error))[0]
     text = re.sub(r"^[A-Z][A-Za-z ]*Error: ", "", text)
     return " ".join(text.split())
 
@@ -133,7 +141,10 @@ def digest_ids(parts: Sequence[Path]) -> IdDigest:
     for part in parts:
         with pq.ParquetFile(part) as parquet:
             for batch in parquet.iter_batches(columns=[ID], batch_size=1 << 20):
-                ids = batch.column(0).cast(pa.int64())
+                try:
+                    ids = batch.column(0).cast(pa.int64())
+                except pa.ArrowInvalid as error:
+                    raise ColumnError(f"Ids must fit 64 bits with a sign: {error}.") from error
                 digest.update(np.asarray(ids.to_numpy(zero_copy_only=False), dtype=np.int64))
     return digest
 
@@ -141,9 +152,14 @@ def digest_ids(parts: Sequence[Path]) -> IdDigest:
 def refuse_duplicate_ids(
     session: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, where: str
 ) -> None:
-    """Raise ``SourceError`` if an id stands on more than one of ``rows``."""
+    """Raise ``SourceError`` if an id stands on more than one of ``rows``, or one has none."""
     rows.select(ID).create_view("checked", replace=True)
     doubled = session.sql(read_sql("checks/duplicate_ids.sql")).fetchall()
+    if doubled and doubled[0][0] is None:
+        raise SourceError(
+            f"In {where} the id is missing (NULL) on {doubled[0][1]:,} rows.",
+            'Leave them out with: coyo filter SOURCE "id IS NOT NULL" -o OUT',
+        )
     if doubled:
         shown = ", ".join(f"{id_} on {count:,} rows" for id_, count in doubled)
         raise SourceError(

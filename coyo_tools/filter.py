@@ -13,6 +13,7 @@ from sqlglot import exp
 
 from coyo_tools.columns import ID
 from coyo_tools.engine import (
+    count_rows,
     digest_ids,
     open_session,
     read_sql,
@@ -22,10 +23,14 @@ from coyo_tools.engine import (
 )
 from coyo_tools.errors import EmptyResultError, RecipeError
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
-from coyo_tools.recipe import Recipe, Rule, check_columns, load_recipe
+from coyo_tools.recipe import Recipe, Rule, check_columns, load_recipe, parse_recipe
 from coyo_tools.source import Source, open_source
 
 _MOST_RULES = 62  # one bit each of a BIGINT
+_ID_TYPES = frozenset(
+    {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
+)
+BEYOND_RULES = "beside the rules: LIMIT, DISTINCT, GROUP BY, a join or a subquery"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Bite:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """What a filter did; ``beyond_where`` rows fell to a LIMIT, DISTINCT, QUALIFY or GROUP BY."""
+    """What a filter did; ``beyond_where`` rows fell to what a recipe has beside its rules."""
 
     output: Path
     rows_in: int
@@ -82,20 +87,16 @@ def filter_pool(
         bites, passing = _measure_bites(session, pool, parsed)
         with recipe_errors(pool):
             relation = session.sql(parsed.sql)
-            if ID not in relation.columns:
-                raise RecipeError(
-                    f"The recipe's result has no column `{ID}`.",
-                    "Select it too, or write SELECT * FROM pool WHERE …",
-                )
+            _refuse_without_ids(relation)
             parts = write_parts(relation, directory)
+        written = session.read_parquet([str(part.absolute()) for part in parts])
+        place = pool.path if parsed.where_decides else "the recipe's result"
+        refuse_duplicate_ids(session, written, place)
+        if not parsed.where_decides:
+            _refuse_foreign_ids(session, written)
         digest = digest_ids(parts)
         if digest.count == 0:
-            raise _nothing_left(session, pool, parsed, bites)
-        refuse_duplicate_ids(
-            session,
-            session.read_parquet([str(part.absolute()) for part in parts]),
-            pool.path if parsed.where_decides else "the recipe's result",
-        )
+            raise _nothing_left(session, pool, parsed, bites, passing)
         beyond = max(passing - digest.count, 0)
         write_manifest(
             directory,
@@ -115,18 +116,62 @@ def filter_pool(
     return FilterResult(output, pool.rows, digest.count, tuple(bites), beyond)
 
 
+def _refuse_without_ids(result: duckdb.DuckDBPyRelation) -> None:
+    if ID not in result.columns:
+        raise RecipeError(
+            f"The recipe's result has no column `{ID}`.",
+            "Select it too, or write SELECT * FROM pool WHERE …",
+        )
+    kind = str(result.types[result.columns.index(ID)])
+    if kind not in _ID_TYPES:
+        raise RecipeError(f"Column `{ID}` of the recipe's result is {kind}, not an integer.")
+
+
+def _refuse_foreign_ids(
+    session: duckdb.DuckDBPyConnection, written: duckdb.DuckDBPyRelation
+) -> None:
+    """Refuse a result that is no subset: later stages look its ids up in the pool."""
+    ids = written.select(ID).set_alias("written")
+    foreign = count_rows(ids.join(session.view("pool").select(ID), ID, how="anti"))
+    if foreign:
+        raise RecipeError(
+            f"The recipe makes ids of its own: {foreign:,} of them are not in the pool.",
+            "A subset keeps the ids of its rows: select `id` as it is.",
+        )
+
+
+def failed_rules(pool: Source, sql: str, ids: list[int]) -> dict[int, list[str]]:
+    """Say of some rows of a pool which rules of a recipe they fail."""
+    recipe = parse_recipe(sql, name="recipe")
+    rules = _counted_rules(recipe)
+    if not rules or not ids:
+        return {}
+    wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
+    with open_session(pool) as session, recipe_errors(pool):
+        rows = session.sql(_verdicts(recipe, rules)).filter(wanted).select("id, failed").fetchall()
+    return {
+        id_: [rule.sql for number, rule in enumerate(rules) if failed & (1 << number)]
+        for id_, failed in rows
+    }
+
+
+def _counted_rules(recipe: Recipe) -> tuple[Rule, ...]:
+    """Return the rules, the last of very many drawn together into one."""
+    if len(recipe.rules) <= _MOST_RULES:
+        return recipe.rules
+    rest = " AND ".join(f"({rule.sql})" for rule in recipe.rules[_MOST_RULES - 1 :])
+    return (*recipe.rules[: _MOST_RULES - 1], Rule(rest, "all further rules"))
+
+
 def _measure_bites(
     session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe
 ) -> tuple[list[Bite], int]:
     """Return the bite of each rule, and how many rows pass them all."""
-    if not recipe.rules:
+    rules = _counted_rules(recipe)
+    if not rules:
         return [], pool.rows
-    rules = recipe.rules
-    if len(rules) > _MOST_RULES:
-        rest = " AND ".join(f"({rule.sql})" for rule in rules[_MOST_RULES - 1 :])
-        rules = (*rules[: _MOST_RULES - 1], Rule(rest, "all further rules"))
     with recipe_errors(pool):
-        session.sql(_verdicts(rules)).create_view("verdicts", replace=True)
+        session.sql(_verdicts(recipe, rules)).create_view("verdicts", replace=True)
         counts: list[tuple[int, int, int]] = session.sql(read_sql("stats/verdicts.sql")).fetchall()
     bites = []
     for number, rule in enumerate(rules):
@@ -147,8 +192,14 @@ def _measure_bites(
     return bites, sum(rows for failed, _, rows in counts if failed == 0)
 
 
-def _verdicts(rules: tuple[Rule, ...]) -> str:
-    """Write the view of sql/stats/verdicts.sql: every rule's verdict as one bit."""
+def _verdicts(recipe: Recipe, rules: tuple[Rule, ...]) -> str:
+    """Write the view of sql/stats/verdicts.sql: every rule's verdict as one bit.
+
+    What the rules may name comes along: the pool's alias, the WITH, aliases of the SELECT.
+    """
+    whole = sqlglot.parse_one(recipe.sql, read="duckdb")
+    aliases = [item for item in whole.args["expressions"] if isinstance(item, exp.Alias)]
+    named = {column.name for column in whole.args["where"].find_all(exp.Column)}
 
     def mask(test: str) -> exp.Expr:
         bits = []
@@ -165,9 +216,12 @@ def _verdicts(rules: tuple[Rule, ...]) -> str:
         return total
 
     select = exp.select(
+        exp.column(ID),
+        *(alias for alias in aliases if alias.alias in named and alias.alias.lower() != ID),
         exp.alias_(exp.cast(mask("true"), "bigint"), "failed"),
         exp.alias_(exp.cast(mask("null"), "bigint"), "unknown"),
-    ).from_("pool")
+    ).from_(whole.args["from_"].this)
+    select.set("with_", whole.args.get("with_"))
     return select.sql(dialect="duckdb")
 
 
@@ -176,14 +230,21 @@ def _losses(bites: list[Bite], beyond: int) -> dict[str, int]:
     for bite in bites:
         lost[bite.rule] = lost.get(bite.rule, 0) + bite.in_order
     if beyond:
-        lost["LIMIT, DISTINCT, QUALIFY, GROUP BY or sampling"] = beyond
+        lost[BEYOND_RULES] = beyond
     return lost
 
 
 def _nothing_left(
-    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe, bites: list[Bite]
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    recipe: Recipe,
+    bites: list[Bite],
+    passing: int,
 ) -> EmptyResultError:
     said = f"No row of {pool.rows:,} passes the recipe {recipe.name}."
+    if passing:
+        rest = "its LIMIT, DISTINCT, GROUP BY, join or subquery leaves none"
+        return EmptyResultError(said, f"{passing:,} rows pass its rules, {rest}.")
     alone = [bite for bite in bites if bite.alone == pool.rows]
     if not alone:
         return EmptyResultError(said, "No rule removes every row alone: together they do.")

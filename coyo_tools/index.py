@@ -15,7 +15,7 @@ import polars as pl
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, text_length, word_count
 from coyo_tools.engine import available_cores
-from coyo_tools.errors import EmptyResultError, SourceError
+from coyo_tools.errors import ColumnError, EmptyResultError, SourceError
 from coyo_tools.manifest import (
     IdDigest,
     Input,
@@ -97,6 +97,7 @@ def index_pictures(
     root = (image_root or captions.parent).resolve()
     table = _read_captions(captions, image_column, text_column)
     table, renamed = _name_columns(table, text_column)
+    image_column = renamed.get(image_column, image_column)
     fingerprint = digest_of([captions.read_bytes()])
     with (
         new_artifact(output, overwrite=overwrite) as directory,
@@ -157,7 +158,12 @@ def _read_captions(captions: Path, image_column: str, text_column: str) -> pl.Da
         raise SourceError(f"{captions} does not exist or is not a file.")
     readers = {
         ".parquet": lambda: pl.read_parquet(captions),
-        ".csv": lambda: pl.read_csv(captions, infer_schema_length=None),
+        # As text: a file called 007 or a caption 1e3 would otherwise be read as a number.
+        ".csv": lambda: pl.read_csv(
+            captions,
+            infer_schema_length=None,
+            schema_overrides={image_column: pl.String, text_column: pl.String},
+        ),
         ".jsonl": lambda: pl.read_ndjson(captions, infer_schema_length=None),
         ".ndjson": lambda: pl.read_ndjson(captions, infer_schema_length=None),
     }
@@ -172,9 +178,13 @@ def _read_captions(captions: Path, image_column: str, text_column: str) -> pl.Da
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise SourceError(f"{captions} can't be read as {captions.suffix}: {reason}") from error
+    if image_column == text_column:
+        raise ColumnError(f"Pictures and captions can't both be in the column `{text_column}`.")
     for name in (image_column, text_column):
         if name not in table.columns:
             raise missing_column(name, tuple(table.columns), where=str(captions))
+        if table.schema[name].is_nested():
+            raise ColumnError(f"Column `{name}` of {captions} is {table.schema[name]}, not text.")
     if table.height == 0:
         raise EmptyResultError(f"{captions} has no rows.")
     return table.with_columns(pl.col(image_column, text_column).cast(pl.String))
@@ -185,13 +195,16 @@ def _name_columns(table: pl.DataFrame, text_column: str) -> tuple[pl.DataFrame, 
     own_ids = (
         ID in table.columns
         and table.schema[ID].is_integer()
-        and table[ID].null_count() == 0
+        and table[ID].cast(pl.Int64, strict=False).null_count() == 0
         and table[ID].n_unique() == table.height
     )
     kept = {text_column} | ({ID} if own_ids else set())
-    renamed = {
-        name: f"given_{name}" for name in table.columns if name in _COMPUTED and name not in kept
-    }
+    renamed: dict[str, str] = {}
+    for name in table.columns:
+        if name in _COMPUTED and name not in kept:
+            renamed[name] = f"given_{name}"
+            while renamed[name] in table.columns:
+                renamed[name] = f"given_{renamed[name]}"
     named = table.rename(renamed).rename({text_column: TEXT})
     if own_ids:
         return named.with_columns(pl.col(ID).cast(pl.Int64)), renamed
@@ -236,19 +249,22 @@ def _pack(
 
 def _files(
     block: pl.DataFrame, root: Path, image_column: str
-) -> Iterator[tuple[dict[str, Any], bytes | Path]]:
+) -> Iterator[tuple[dict[str, Any], Path | Refusal]]:
     for row in block.iter_rows(named=True):
         yield row, _resolve(row[image_column], root)
 
 
-def _resolve(name: str | None, root: Path) -> Path:
-    """Return the file a caption names, or one that can't exist if it lies outside ``root``."""
-    outside = root / ".outside the image root"
+def _resolve(name: str | None, root: Path) -> Path | Refusal:
+    """Return the file a caption names, or why it is not looked at."""
+    if not name:
+        return Refusal("missing file", "the row names none")
     try:
-        path = (root / (name or outside)).resolve()
-    except (OSError, ValueError):
-        return outside
-    return path if path.is_relative_to(root) else outside
+        path = (root / name).resolve()
+    except (OSError, ValueError) as error:
+        return Refusal("missing file", str(error))
+    if not path.is_relative_to(root):
+        return Refusal("outside the image root", f"only files under {root} are read")
+    return path
 
 
 def _measured(row: dict[str, Any], picture: Picture) -> dict[str, Any]:

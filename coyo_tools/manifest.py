@@ -141,8 +141,11 @@ def refuse_existing(output: Path, *, overwrite: bool = False) -> None:
 
     ``overwrite`` replaces coyo's own directories and empty ones, never a stranger's folder.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
+    try:
+        if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
+            return
+    except OSError as error:
+        raise OutputError(f"Can't write to {output}: {error.strerror}.") from error
     if not overwrite:
         raise OutputError(
             f"{output} already exists.",

@@ -81,6 +81,8 @@ def decode_picture(data: bytes | Path, settings: PictureSettings) -> Picture | R
         raw = data.read_bytes() if isinstance(data, Path) else data
     except OSError as error:
         return Refusal("missing file", error.strerror or str(error))
+    except MemoryError:
+        return Refusal("undecodable", "needs more memory than a worker may have")
     if not raw:
         return Refusal("not an image", "the file is empty")
     try:
@@ -114,6 +116,7 @@ def _to_jpeg(image: Image.Image, settings: PictureSettings) -> bytes:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     rgb = upright.convert("RGB")
+    rgb.info = {}  # a comment would be written into the JPEG
     rgb.thumbnail((settings.image_size, settings.image_size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     rgb.save(buffer, "JPEG", quality=settings.quality)
@@ -171,12 +174,15 @@ class PictureWorkers:
         self._pool.join()
 
     def decode(
-        self, items: Iterable[tuple[Key, bytes | Path]]
+        self, items: Iterable[tuple[Key, bytes | Path | Refusal]]
     ) -> Iterator[tuple[Key, Picture | Refusal]]:
-        """Decode pictures, in order, holding no more than a few per worker at a time."""
-        waiting: deque[tuple[Key, ProcessFuture[Picture | Refusal]]] = deque()
+        """Decode pictures, in order, holding no more than a few per worker at a time.
+
+        What was refused before anybody looked at its bytes keeps its place in the order.
+        """
+        waiting: deque[tuple[Key, ProcessFuture[Picture | Refusal] | Refusal]] = deque()
         for key, data in items:
-            waiting.append((key, self._schedule(data)))
+            waiting.append((key, data if isinstance(data, Refusal) else self._schedule(data)))
             if len(waiting) >= 8 * self._processes:
                 yield self._result(*waiting.popleft())
         while waiting:
@@ -189,8 +195,10 @@ class PictureWorkers:
         return future
 
     def _result(
-        self, key: Key, future: "ProcessFuture[Picture | Refusal]"
+        self, key: Key, future: "ProcessFuture[Picture | Refusal] | Refusal"
     ) -> tuple[Key, Picture | Refusal]:
+        if isinstance(future, Refusal):
+            return key, future
         try:
             return key, future.result()
         except DecodingTimeout:

@@ -10,7 +10,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from typing import Any
 from coyo_tools.bundled import bundled
 from coyo_tools.dedupe import dedupe_pool
 from coyo_tools.download import DownloadSettings, download_pictures
-from coyo_tools.errors import PipelineError
+from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.filter import filter_pool
 from coyo_tools.index import index_pictures
 from coyo_tools.manifest import MANIFEST, Manifest, digest_of, read_manifest, settings_digest
 from coyo_tools.pictures import PictureSettings
 from coyo_tools.progress import Progress, no_progress
+from coyo_tools.recipe import load_recipe
 from coyo_tools.report import ReportStage, write_report
-from coyo_tools.source import open_source
+from coyo_tools.source import READABLE_KINDS, open_source
 from coyo_tools.training import TrainSettings, evaluate_run, train_model
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
@@ -110,6 +111,10 @@ def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
 _PICTURES: dict[str, type] = {
     "image_size": int, "quality": int, "samples_per_shard": int, "processes": int,
 }  # fmt: skip
+_LEAST = {
+    "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
+    "max_drift": 0, "timeout": 1, "samples": 1, "batch_size": 2,
+}  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}
 _KINDS: dict[str, _Kind] = {
     "filter": _Kind(
@@ -175,8 +180,10 @@ def load_pipeline(path: Path) -> Pipeline:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"The pipeline {path} can't be read: {error}.") from error
+    except OSError as error:
+        raise PipelineError(f"The pipeline {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"The pipeline {path} is not UTF-8 text.") from error
     except tomllib.TOMLDecodeError as error:
         raise PipelineError(f"{path} is not TOML: {error}.") from error
     _only_known(raw, {"title", "inputs", "stages"}, str(path))
@@ -185,7 +192,10 @@ def load_pipeline(path: Path) -> Pipeline:
         if not isinstance(about, dict):
             raise PipelineError(f"Input {name} of {path} is not a table with `about` and `path`.")
         _only_known(about, {"about", "path"}, f"input {name} of {path}")
-        inputs[name] = (str(about.get("about", "")), about.get("path"))
+        for key, value in about.items():
+            if not isinstance(value, str):
+                raise PipelineError(f"Input {name} of {path}: {key} is {value!r}, not a string.")
+        inputs[name] = (about.get("about", ""), about.get("path"))
     listed = raw.get("stages")
     if not isinstance(listed, list) or not listed:
         raise PipelineError(f"{path} lists no [[stages]].")
@@ -220,10 +230,13 @@ def run_pipeline(
         CoyoError: from the pipeline file or from the stage that failed.
     """
     pipeline = load_pipeline(path)
+    _only_known(inputs, set(pipeline.inputs), f"{path}, among its inputs,")
     places = {name: _input_path(name, about, inputs) for name, about in pipeline.inputs.items()}
-    _only_known(inputs, set(pipeline.inputs), f"the inputs of {path}")
     prints = {name: _fingerprint(place) for name, place in places.items()}
-    (output / _KEYS).mkdir(parents=True, exist_ok=True)
+    try:
+        (output / _KEYS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Can't write to {output}: {error.strerror}.") from error
     outcomes = []
     for number, stage in enumerate(pipeline.stages, 1):
         key = _stage_key(stage, prints)
@@ -240,8 +253,16 @@ def run_pipeline(
         prints[stage.name] = key
         outcomes.append(StageOutcome(stage.name, stage.does, finished, manifest))
         tell(_summary(label, manifest, finished=finished))
-    stages = [ReportStage(o.name, o.does, output / o.name, o.manifest) for o in outcomes]
     settings = {stage.name: stage.settings for stage in pipeline.stages}
+    sources = {
+        name: _resolve(chosen["source"], places)
+        for name, chosen in settings.items()
+        if "source" in chosen
+    }
+    stages = [
+        ReportStage(o.name, o.does, output / o.name, o.manifest, sources.get(o.name, ""))
+        for o in outcomes
+    ]
     write_report(output / "report.html", pipeline.title, stages, settings, truth=truth)
     return outcomes
 
@@ -256,7 +277,7 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
         raise PipelineError(f"{where}: the name is taken.")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise PipelineError(f"{where}: a name is letters, digits, - and _; it becomes a folder.")
-    if does not in _KINDS:
+    if not isinstance(does, str) or does not in _KINDS:
         raise PipelineError(f"{where} does {does!r}.", f"Stages do {', '.join(_KINDS)}.")
     kind = _KINDS[does]
     settings = {key: value for key, value in item.items() if key not in ("name", "does")}
@@ -265,15 +286,20 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
         raise PipelineError(f"{where} needs `{missing}`.")
     for key, value in settings.items():
         wanted = str if key in kind.paths else kind.options[key]
-        if wanted is float and isinstance(value, int):
-            continue
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        fits = isinstance(value, (int, float) if wanted is float else wanted)
+        if not fits or isinstance(value, bool):
             raise PipelineError(f"{where}: {key} is {value!r}, not of type {wanted.__name__}.")
+        if isinstance(value, list) and not all(isinstance(part, str) for part in value):
+            raise PipelineError(f"{where}: {key} is {value!r}, not a list of strings.")
+        if isinstance(value, int) and not _LEAST.get(key, value) <= value:
+            raise PipelineError(f"{where}: {key} is {value}, but at least {_LEAST[key]} is needed.")
         if key in kind.paths and str(value).split("/")[0] not in known:
             raise PipelineError(
                 f"{where}: {key} refers to {value!r}, which is no input and no earlier stage.",
                 f"There are {', '.join(sorted(known)) or 'none yet'}.",
             )
+    if "recipe" in settings:
+        load_recipe(settings["recipe"])
     return Stage(name, does, settings)
 
 
@@ -302,10 +328,18 @@ def _input_path(name: str, about: tuple[str, str | None], given: Mapping[str, st
 
 
 def _fingerprint(place: str) -> str:
-    """Fingerprint an input: a pool by its footers, any other file by its bytes."""
+    """Fingerprint an input: a pool by its footers, shards and runs by their manifest or files."""
     path = Path(place)
-    if path.is_file() and path.suffix != ".parquet":
+    if path.is_file():
+        if path.suffix == ".parquet":
+            with suppress(ColumnError):  # captions, which need no id
+                return open_source(place).fingerprint
         return digest_of([path.read_bytes()])
+    if (path / MANIFEST).is_file() and read_manifest(path).kind not in READABLE_KINDS:
+        return digest_of([(path / MANIFEST).read_bytes()])
+    if path.is_dir() and not any(path.glob("*.parquet")):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest_of(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
     return open_source(place).fingerprint
 
 
@@ -319,7 +353,10 @@ def _stage_key(stage: Stage, prints: Mapping[str, str]) -> str:
     read = {
         key: prints[stage.settings[key].split("/")[0]] for key in kind.paths & set(stage.settings)
     }
-    return settings_digest({"does": stage.does, "settings": stage.settings, "read": read})
+    settings = dict(stage.settings)
+    if "recipe" in settings:  # a name or a file: what counts is the SQL behind it
+        settings["recipe"] = load_recipe(settings["recipe"]).sql
+    return settings_digest({"does": stage.does, "settings": settings, "read": read})
 
 
 def _is_finished(output: Path, stage: Stage, key: str, *, redo: bool) -> bool:

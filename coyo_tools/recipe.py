@@ -5,6 +5,7 @@ before a long scan, and to split the WHERE into rules. DuckDB runs the text as i
 """
 
 import difflib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,27 @@ import sqlglot
 from sqlglot import TokenType, exp
 
 from coyo_tools.bundled import bundled
+from coyo_tools.columns import ID
 from coyo_tools.errors import ColumnError, RecipeError
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_STATEMENT = re.compile(r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(select|with|from)\b", re.I | re.S)
-# With one of these the WHERE no longer decides alone which rows come out.
+# sqlglot warns on stderr of what it only half understands; such recipes are refused below.
+logging.getLogger("sqlglot").setLevel(logging.ERROR)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.IGNORECASE)
+_STATEMENT = re.compile(
+    r"\s*(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*"
+    r"(?:(?:select|with|from)\b|(?:alter|attach|call|copy|create|delete|describe|drop|explain|insert"
+    r"|install|load|pivot|pragma|set|summarize|update)\s+['\w])",
+    re.IGNORECASE | re.DOTALL,
+)
 _VOLATILE = frozenset(
     {"rand", "random", "setseed", "nextval", "uuid", "gen_random_uuid", "uuidv4", "uuidv7"}
     | {"now", "today", "current_date", "current_time", "current_timestamp"}
     | {"get_current_time", "get_current_timestamp", "transaction_timestamp", "txid_current"}
+    | {"localtime", "localtimestamp", "current_localtime", "current_localtimestamp"}
 )
-_BEYOND_WHERE = ("group", "having", "distinct", "joins", "limit", "offset", "qualify", "sample")
+# With one of these the WHERE no longer decides alone which rows come out.
+_BEYOND_WHERE = ("group", "having", "distinct", "limit", "offset", "qualify")
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,9 @@ class Rule:
 class Recipe:
     """One SELECT over ``pool`` and the rules its WHERE is made of.
 
-    ``where_decides`` is false when a LIMIT, DISTINCT, QUALIFY, GROUP BY or join also removes rows.
+    There are no rules when it selects from something else than ``pool`` itself, such as a join or
+    a subquery. ``where_decides`` says that a row of the pool comes out exactly when its WHERE is
+    true: no LIMIT, DISTINCT, QUALIFY, GROUP BY, join, unnesting or id of its own making.
     """
 
     name: str
@@ -75,7 +88,7 @@ def find_shipped(name: str) -> ShippedRecipe:
     recipes = {recipe.name: recipe for recipe in shipped_recipes()}
     if name in recipes:
         return recipes[name]
-    near = difflib.get_close_matches(name, recipes, n=1)
+    near = difflib.get_close_matches(name.lower(), recipes, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
     raise RecipeError(
         f"There is no recipe called {name!r}.",
@@ -97,16 +110,17 @@ def load_recipe(text: str) -> Recipe:
         path = Path(text)
         try:
             sql = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"The recipe file {text} can't be read: {error}.") from error
+        except OSError as error:
+            raise RecipeError(f"The recipe file {text} can't be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"The recipe file {text} is not UTF-8 text.") from error
         return parse_recipe(sql, name=path.stem)
     if _STATEMENT.match(text):
         return parse_recipe(text, name="query")
     if _NAME.fullmatch(text):
         shipped = find_shipped(text)
         return parse_recipe(shipped.path.read_text(encoding="utf-8"), name=shipped.name)
-    # The line break keeps a trailing comment from swallowing the bracket.
-    return parse_recipe(f"SELECT * FROM pool WHERE (\n{text}\n)", name="predicate")  # noqa: S608
+    return parse_recipe(f"SELECT * FROM pool WHERE\n{text}", name="predicate")  # noqa: S608
 
 
 def parse_recipe(sql: str, *, name: str) -> Recipe:
@@ -119,7 +133,7 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         parsed = [tree for tree in sqlglot.parse(sql, read="duckdb") if tree is not None]
         tokens = sqlglot.tokenize(sql, read="duckdb")
     except sqlglot.errors.SqlglotError as error:
-        raise RecipeError(f"The SQL does not parse: {_parse_message(error)}") from error
+        raise RecipeError(f"The SQL does not parse: {parse_message(error)}") from error
     # A comment behind the last semicolon parses as a statement of its own.
     statements = [tree for tree in parsed if not isinstance(tree, exp.Semicolon)]
     trailing = [tree for tree in parsed if isinstance(tree, exp.Semicolon)]
@@ -127,19 +141,22 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         raise RecipeError(f"A recipe is one SELECT; this one has {len(statements)} statements.")
     tree = statements[0]
     if not isinstance(tree, exp.Query):
-        raise RecipeError(f"A recipe is a SELECT over pool; this is a {tree.key.upper()}.")
+        word = tree.name if isinstance(tree, exp.Command) else tree.key
+        raise RecipeError(f"A recipe is a SELECT over pool, not {word.upper()}.")
     _refuse_other_tables(tree)
-    _refuse_volatile(tree)
-    plain = isinstance(tree, exp.Select)
-    where = tree.args.get("where") if plain else None
+    refuse_volatile(tree)
+    where = tree.args.get("where") if _selects_from_pool(tree) else None
     rules = [_rule(term) for term in _and_terms(where.this)] if where is not None else []
     if rules and trailing:
         reason = " ".join(comment.strip() for node in trailing for comment in node.comments or [])
         rules[-1] = Rule(rules[-1].sql, f"{rules[-1].reason} {reason}".strip())
     ends = [token.start for token in tokens if token.token_type == TokenType.SEMICOLON]
     text = sql[: ends[0]] if ends else sql
-    where_decides = plain and not any(tree.args.get(key) for key in _BEYOND_WHERE)
-    columns = tuple(dict.fromkeys(column.name for column in tree.find_all(exp.Column)))
+    where_decides = _selects_from_pool(tree) and not (
+        any(tree.args.get(key) for key in _BEYOND_WHERE)
+        or any(item.find(exp.Explode, exp.Unnest) or _makes_id(item) for item in tree.expressions)
+    )
+    columns = tuple(dict.fromkeys(_column_name(column) for column in tree.find_all(exp.Column)))
     return Recipe(name, text.strip(), tuple(rules), where_decides, columns)
 
 
@@ -153,7 +170,7 @@ def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:
     defined |= {
         name.name.lower() for node in tree.find_all(exp.Lambda) for name in node.expressions
     }
-    defined |= {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
+    defined |= {node.expression.name.lower() for node in tree.find_all(exp.Comprehension)}
     if any(tree.find_all(exp.TableAlias)):
         return
     known = {name.lower() for name in available} | defined | {"pool"}
@@ -166,8 +183,9 @@ def missing_column(
     name: str, available: tuple[str, ...], *, where: str = "The pool"
 ) -> ColumnError:
     """Make the error for a column that is not there, with the nearest name there is."""
-    near = difflib.get_close_matches(name, available, n=1)
-    hint = f"Did you mean `{near[0]}`? " if near else ""
+    by_lower = {known.lower(): known for known in available}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    hint = f"Did you mean `{by_lower[near[0]]}`? " if near else ""
     return ColumnError(f"{where} has no column `{name}`.", f"{hint}It has {', '.join(available)}.")
 
 
@@ -189,6 +207,29 @@ def _refuse_other_tables(tree: exp.Expr) -> None:
         )
 
 
+def _selects_from_pool(tree: exp.Expr) -> bool:
+    """Say whether a query is a plain SELECT from ``pool``, so that its WHERE judges pool rows."""
+    source = tree.args.get("from_")
+    table = source.this if isinstance(tree, exp.Select) and source is not None else None
+    return (
+        isinstance(table, exp.Table)
+        and table.name.lower() == "pool"
+        and all(cte.alias.lower() != "pool" for cte in tree.find_all(exp.CTE))
+        and not any(tree.args.get(key) for key in ("joins", "laterals"))
+        and not table.args.get("pivots")
+    )
+
+
+def _makes_id(item: exp.Expr) -> bool:
+    return any(alias.alias.lower() == ID for alias in item.find_all(exp.Alias))
+
+
+def _column_name(column: exp.Column) -> str:
+    """Return the pool's column that a name such as ``pool.scores.face`` begins with."""
+    names = [part.name for part in column.parts]
+    return names[1] if len(names) > 1 and names[0].lower() == "pool" else names[0]
+
+
 def _and_terms(condition: exp.Expr) -> list[exp.Expr]:
     """Split a condition at its top-level ANDs; ORs and everything else stay whole."""
     inner = condition.unnest()
@@ -202,7 +243,8 @@ def _rule(term: exp.Expr) -> Rule:
     return Rule(term.sql(dialect="duckdb", comments=False, normalize_functions=False), reason)
 
 
-def _parse_message(error: sqlglot.errors.SqlglotError) -> str:
+def parse_message(error: sqlglot.errors.SqlglotError) -> str:
+    """Return what sqlglot has against a text in one line, and where."""
     if not (isinstance(error, sqlglot.errors.ParseError) and error.errors):
         return str(error).splitlines()[0]
     first = error.errors[0]
@@ -213,11 +255,17 @@ def _parse_message(error: sqlglot.errors.SqlglotError) -> str:
     return f"{description}, after: {near[-60:]}"
 
 
-def _refuse_volatile(tree: exp.Expr) -> None:
+def refuse_volatile(tree: exp.Expr) -> None:
+    """Refuse what gives other rows on every run, so that a recipe can be repeated."""
+    if tree.find(exp.TableSample):
+        raise RecipeError(
+            "SAMPLE gives other rows on every run.",
+            "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
+        )
     for node in tree.find_all(exp.Func):
         name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
         if name.lower() in _VOLATILE:
             raise RecipeError(
-                f"The recipe calls {name.lower()}(), which gives other rows on every run.",
+                f"{node.sql('duckdb')} gives other rows on every run.",
                 "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
             )

@@ -16,7 +16,7 @@ import polars as pl
 
 from coyo_tools import __version__
 from coyo_tools.columns import ID
-from coyo_tools.engine import open_session
+from coyo_tools.filter import failed_rules
 from coyo_tools.manifest import Manifest
 from coyo_tools.shards import LEDGER, SHARDS_KIND, Sample, read_samples
 from coyo_tools.source import open_source
@@ -28,12 +28,13 @@ _CURVE_POINTS = 120
 
 @dataclass(frozen=True)
 class ReportStage:
-    """A finished stage: its name, what it does, its directory and manifest."""
+    """A finished stage: its name, what it does, its directory and manifest, what it read."""
 
     name: str
     does: str
     directory: Path
     manifest: Manifest
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,22 +240,15 @@ def _pair(sample: Sample, why: str) -> Pair:
 def _reasons(subsets: list[ReportStage], ids: list[int]) -> dict[int, str]:
     """Say of each id which rules removed it, or which row it is a duplicate of."""
     reasons: dict[int, list[str]] = {}
-    if not ids:
-        return {}
-    wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
     for stage in subsets:
         if stage.does == "dedupe":
             removed = pl.read_parquet(stage.directory / "removed.parquet")
             for id_, kept in removed.filter(pl.col(ID).is_in(ids)).iter_rows():
                 reasons.setdefault(id_, []).append(f"duplicate of {kept}")
             continue
-        pool = open_source(stage.manifest.inputs[0].path)
-        with open_session(pool) as session:
-            session.view("pool").filter(wanted).create("few")
-            for bite in stage.manifest.details["bites"]:
-                failed = session.table("few").filter(f"({bite['rule']}) IS NOT TRUE").select("id")
-                for (id_,) in failed.fetchall():
-                    reasons.setdefault(id_, []).append(f"not {bite['rule']}")
+        pool = open_source(stage.source)
+        for id_, rules in failed_rules(pool, stage.manifest.sql, ids).items():
+            reasons.setdefault(id_, []).extend(f"not {rule}" for rule in rules)
     return {id_: "; ".join(said) for id_, said in reasons.items()}
 
 

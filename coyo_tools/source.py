@@ -58,7 +58,7 @@ def open_source(path: str | Path) -> Source:
     prints: list[bytes | str] = []
     for file in files:
         metadata, footer = _read_footer(file)
-        part = metadata.schema.to_arrow_schema().remove_metadata()
+        part = _plain_schema(metadata.schema.to_arrow_schema())
         if schema is None:
             schema = part
         elif not part.equals(schema):
@@ -131,6 +131,12 @@ def _read_footer(file: Path) -> tuple[pq.FileMetaData, bytes]:
             f"{file} is not a readable parquet file: {reason}",
             "If it was downloaded, it may be cut short: fetch it again.",
         ) from error
+
+
+def _plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return names and types alone: libraries differ in large strings, nullability, metadata."""
+    large = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
+    return pa.schema([(field.name, large.get(field.type, field.type)) for field in schema])
 
 
 def _schema_difference(one: pa.Schema, other: pa.Schema) -> str:

@@ -3,8 +3,10 @@
 Nothing heavy is imported until the command that needs it runs, so that ``coyo --help`` is quick.
 """
 
+import errno
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -22,6 +24,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+_PLACES = frozenset(
+    {errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOSPC, errno.ENOTDIR}
+    | {errno.EPERM, errno.EROFS}
+)
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def _print_version(asked: bool) -> None:
@@ -47,24 +56,25 @@ def main() -> None:
     """Run the command line; turn what the user can mend into one message and its exit code."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # Typer has swallowed the KeyboardInterrupt
+            typer.echo("\nInterrupted; nothing half-written was left behind.", err=True)
+        raise
     except CoyoError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted; nothing half-written was left behind.", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output, such as `head`, has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         # Places that can't be read or written; anything else with an errno is ours to explain.
-        if not isinstance(error, PermissionError | FileNotFoundError) and error.errno != 28:
+        if error.errno not in _PLACES:
             raise
         _fail(OutputError(f"{error.filename or 'A file'}: {error.strerror}."))
 
 
 def _fail(error: CoyoError) -> None:
     if os.environ.get("COYO_DEBUG"):
-        raise error
+        traceback.print_exception(error)
     typer.echo(f"error: {error}", err=True)
     sys.exit(error.exit_code)

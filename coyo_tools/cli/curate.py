@@ -36,7 +36,7 @@ def filter_command(
     as_json: Json = False,
 ) -> None:
     """Keep the rows that a recipe selects, and tell what each of its rules removed."""
-    from coyo_tools.filter import filter_pool
+    from coyo_tools.filter import BEYOND_RULES, filter_pool
 
     result = filter_pool(
         source, recipe, output, overwrite=overwrite, memory=memory, threads=threads
@@ -48,7 +48,7 @@ def filter_command(
         [bite.rule, bite.in_order, bite.alone, bite.only, bite.null] for bite in result.bites
     ]
     if result.beyond_where:
-        rows.append(["LIMIT, DISTINCT, QUALIFY, GROUP BY", result.beyond_where, None, None, None])
+        rows.append([BEYOND_RULES, result.beyond_where, None, None, None])
     if rows:
         print_table(["rule", "removed in order", "alone", "only it", "null"], rows)
     for bite in result.bites:
