@@ -8,7 +8,9 @@ still reads no other file.
 import contextlib
 import os
 import re
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -74,12 +76,42 @@ def open_session(
             connection.execute("SET allowed_directories = $directories", {"directories": writable})
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            try:
+            with _interruptible(connection):
                 yield connection
-            except RuntimeError as error:
-                if str(error) == "Query interrupted":  # all that DuckDB makes of a Ctrl-C
-                    raise KeyboardInterrupt from error
-                raise
+
+
+@contextlib.contextmanager
+def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Let Ctrl-C end a query.
+
+    While DuckDB works, Python's own handler has to wait until the query is over. The signal's
+    number is written to a pipe at once, though, and a thread that reads it can ask DuckDB to stop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+
+    def watch() -> None:
+        while signals := os.read(read_end, 64):
+            if signal.SIGINT in signals:
+                connection.interrupt()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # all that DuckDB makes of a Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)
+        watcher.join()
+        os.close(read_end)
 
 
 def read_sql(name: str) -> str:

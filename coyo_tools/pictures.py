@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import TimeoutError as DecodingTimeout
+from concurrent.futures import wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -199,6 +200,9 @@ class PictureWorkers:
     ) -> tuple[Key, Picture | Refusal]:
         if isinstance(future, Refusal):
             return key, future
+        # Polars restarts system calls that a Ctrl-C interrupts: an endless wait would not notice it.
+        while not future.done():
+            wait([future], timeout=0.2)
         try:
             return key, future.result()
         except DecodingTimeout:

@@ -139,6 +139,8 @@ _KINDS: dict[str, _Kind] = {
         frozenset({"shards", "subset"}),
         {
             "samples": int, "model": str, "seed": int, "batch_size": int, "learning_rate": float,
+            "weight_decay": float, "label_smoothing": float, "smallest_crop": float,
+            "masked_tokens": float,
             "image_size": int, "device": str, "threads": int,
         },
         frozenset({"shards", "samples"}),

@@ -45,6 +45,10 @@ class TrainSettings:
     seed: int = 0
     batch_size: int | None = None
     learning_rate: float | None = None
+    weight_decay: float | None = None
+    label_smoothing: float | None = None
+    smallest_crop: float | None = None
+    masked_tokens: float | None = None
     image_size: int | None = None
     device: str | None = None
     threads: int | None = None

@@ -37,6 +37,14 @@ def train_command(
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Pairs a step.", min=2)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW, on matrices.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Of the loss, 0 to 1.")] = None,
+    smallest_crop: Annotated[
+        float | None, typer.Option(help="Least share of a picture that a random crop keeps.")
+    ] = None,
+    masked_tokens: Annotated[
+        float | None, typer.Option(help="Share of a caption's tokens hidden at random.")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side in pixels, for models from scratch.")
     ] = None,
@@ -57,6 +65,10 @@ def train_command(
         seed=seed,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        smallest_crop=smallest_crop,
+        masked_tokens=masked_tokens,
         image_size=image_size,
         device=device,
         threads=threads,

@@ -180,6 +180,9 @@ def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int
         intermediate_size=shape.text_inner,
         max_position_embeddings=MAX_TOKENS,
         type_vocab_size=1,
+        # BERT's .02 is for a width of 768. In a narrow tower it leaves all captions nearly alike at
+        # the start, since what attention gathers vanishes beside the first token's own embedding.
+        initializer_range=shape.text_width**-0.5,
         hidden_dropout_prob=shape.text_dropout,
         attention_probs_dropout_prob=0.0,
         pad_token_id=pad_id,
