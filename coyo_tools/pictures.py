@@ -200,7 +200,7 @@ class PictureWorkers:
     ) -> tuple[Key, Picture | Refusal]:
         if isinstance(future, Refusal):
             return key, future
-        # Polars restarts system calls that a Ctrl-C interrupts: an endless wait would not notice it.
+        # Polars has system calls restarted after a Ctrl-C: an endless wait would not notice one.
         while not future.done():
             wait([future], timeout=0.2)
         try:

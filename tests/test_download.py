@@ -56,6 +56,11 @@ class Scenario:
     progress: list[tuple[int, int]]
 
 
+def moved(image_phash: str, bits: int) -> str:
+    """A hash that differs in so many bits."""
+    return f"{int(image_phash, 16) ^ (2**bits - 1):016x}"
+
+
 def png(seed: int) -> bytes:
     return encoded(picture(seed), "PNG")
 
@@ -78,6 +83,10 @@ def cases(web: Web) -> list[Case]:
         "/gone/3.png": body(png(8)),
         "/pair/1.png": body(png(9)),
         "/pair/2.png": body(png(9)),
+        **{f"/two/{n}.png": body(png(24)) for n in (1, 2)},
+        **{f"/mirror/{n}.png": body(png(25)) for n in (1, 2, 3)},
+        "/at.png": body(png(23)),
+        "/beyond.png": body(png(23)),
         "/noai.png": body(png(10), X_Robots_Tag="noai"),
         "/uncaptioned.png": body(png(11)),
         "/captionless.png": body(png(11)),
@@ -97,6 +106,7 @@ def cases(web: Web) -> list[Case]:
         Case("redirected", web.url("/moved.png"), "ok", HASHES[4]),
         Case("loud scheme", web.url("/loud.png").replace("http", "HTTP"), "ok", HASHES[1]),
         Case("no hash", web.url("/unhashed.png"), "ok", None),
+        Case("at the limit", web.url("/at.png"), "ok", moved(HASHES[23], 8)),
         Case("bad hash", web.url("/misashed.png"), "ok", "xyz", detail="not 16 hex digits"),
     ]
     dead = [
@@ -116,6 +126,15 @@ def cases(web: Web) -> list[Case]:
     ]
     changed = [
         Case("replaced", web.url("/replaced.png"), "drifted", HASHES[6], detail="pHash distance"),
+        Case("beyond the limit", web.url("/beyond.png"), "drifted", moved(HASHES[23], 9)),
+        # Three hashes, but two addresses; three addresses, but two hashes: no placeholders.
+        Case("two 1", web.url("/two/1.png"), "drifted", HASHES[26]),
+        Case("two 2", web.url("/two/2.png"), "drifted", HASHES[27]),
+        Case("two 2 again", web.url("/two/2.png"), "drifted", HASHES[28]),
+        *(
+            Case(f"mirror {n}", web.url(f"/mirror/{n}.png"), "drifted", HASHES[26 + n // 3])
+            for n in (1, 2, 3)
+        ),
         *(
             Case(f"placeholder {n}", web.url(f"/gone/{n}.png"), "placeholder", HASHES[14 + n])
             for n in (1, 2, 3)
