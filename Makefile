@@ -13,7 +13,7 @@ demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/repor
 test: $(READY)  ## Run the tests.
 	$(BIN)/pytest
 
-slow: $(READY)  ## Run the tests that take minutes: the whole demo, real pictures.
+slow: $(READY)  ## Run the tests that take minutes: training on real pictures, where they lie beside the checkout.
 	$(BIN)/pytest -m slow
 
 check: lint types floors test  ## All that CI asks of a change.
