@@ -248,8 +248,7 @@ def run_pipeline(
         if not finished:
             tell(label)
             with (watch or _unwatched)(label) as on_progress:
-                _run_stage(stage, place, places, on_progress)
-            _write_key(output, stage, key)
+                _run_stage(stage, output, key, places, on_progress)
         manifest = read_manifest(place)
         places[stage.name] = str(place)
         prints[stage.name] = key
@@ -395,7 +394,10 @@ def _write_key(output: Path, stage: Stage, key: str) -> None:
     partial.rename(note)
 
 
-def _run_stage(stage: Stage, place: Path, places: Mapping[str, str], on_progress: Progress) -> None:
+def _run_stage(
+    stage: Stage, output: Path, key: str, places: Mapping[str, str], on_progress: Progress
+) -> None:
+    place = output / stage.name
     kind = _KINDS[stage.does]
     settings = {
         key: _resolve(value, places) if key in kind.paths else value
@@ -403,6 +405,9 @@ def _run_stage(stage: Stage, place: Path, places: Mapping[str, str], on_progress
     }
     if place.exists():
         _discard(place)
+    # Before the stage, not after: whatever then stands at ``place`` was made with this key, even
+    # if the run is killed the moment the stage is whole.
+    _write_key(output, stage, key)
     kind.run(settings, place, on_progress)
 
 

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from coyo_tools.errors import (
 )
 from coyo_tools.manifest import read_manifest
 from coyo_tools.pipeline import StageOutcome, find_pipeline, load_pipeline, run_pipeline
+from coyo_tools.progress import Progress, no_progress
 
 ROAD = """
 title = "a road"
@@ -248,6 +250,21 @@ def test_a_failing_stage_keeps_what_is_finished_and_goes_on_from_there(
         run(path, out, pool)
     assert names_in(out) == {".stages", "clean"}
     write(tmp_path, ROAD)
+    assert skipped(run(path, out, pool)) == {"clean": True, "unique": False}
+
+
+def test_a_stage_that_was_whole_when_the_run_ended_is_not_done_again(
+    pool: Path, tmp_path: Path
+) -> None:
+    @contextmanager
+    def ends_after_the_stage(_: str) -> Iterator[Progress]:
+        yield no_progress
+        raise KeyboardInterrupt
+
+    path, out = write(tmp_path, ROAD), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(path, out, {"pool": str(pool)}, watch=ends_after_the_stage)
+    assert names_in(out) == {".stages", "clean"}
     assert skipped(run(path, out, pool)) == {"clean": True, "unique": False}
 
 
