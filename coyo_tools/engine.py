@@ -25,9 +25,10 @@ from coyo_tools.errors import ColumnError, OutputError, RecipeError, SourceError
 from coyo_tools.manifest import IdDigest
 from coyo_tools.source import Source
 
-# 122,880 is DuckDB's own row group; COYO's rows are about 200 bytes compressed, so that 256 MB
-# parts hold about a million rows and ten row groups, enough to prune by.
-_PART_BYTES = 256 * 1024 * 1024
+# 122,880 is DuckDB's own row group. COYO's rows are about 130 bytes compressed, so that parts of
+# 256 MB hold about two million rows and sixteen row groups, enough to prune by.
+ROW_GROUP_ROWS = 122_880
+PART_BYTES = 256 * 1024 * 1024
 _USERS_SQL = (
     duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, duckdb.PermissionException,
 )  # fmt: skip
@@ -156,15 +157,57 @@ def engine_message(error: duckdb.Error) -> str:
 
 
 def write_parts(relation: duckdb.DuckDBPyRelation, directory: Path) -> list[Path]:
-    """Write a relation as ``part-00000.parquet``, … into ``directory``, in the pool's row order."""
-    staging = directory / "parts"
-    relation.write_parquet(str(staging), compression="zstd", file_size_bytes=_PART_BYTES)
-    written = sorted(staging.glob("*.parquet"), key=lambda path: int(path.stem.split("_")[-1]))
-    parts = [directory / f"part-{number:05d}.parquet" for number in range(len(written))]
-    for old, new in zip(written, parts, strict=True):
-        old.rename(new)
-    staging.rmdir()
+    """Write a relation as ``part-00000.parquet``, … into ``directory``, in its own order.
+
+    The same rows give the same bytes, whatever the number of threads: DuckDB's own COPY lets the
+    row groups depend on it, so it only streams the rows, and pyarrow writes them.
+    """
+    reader = relation.to_arrow_reader(ROW_GROUP_ROWS)
+    columns = [field.name for field in reader.schema if _repeats(field.type)]
+    parts: list[Path] = []
+    writer: pq.ParquetWriter | None = None
+    try:
+        for group in _groups(reader):
+            if writer is None:
+                parts.append(directory / f"part-{len(parts):05d}.parquet")
+                sink = pa.OSFile(str(parts[-1]), "wb")
+                writer = pq.ParquetWriter(
+                    sink, reader.schema, compression="zstd", use_dictionary=columns
+                )
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            if sink.tell() >= PART_BYTES:
+                writer.close()
+                sink.close()
+                writer = None
+        if writer is None and not parts:  # no rows: a part that says so
+            parts.append(directory / "part-00000.parquet")
+            pq.write_table(reader.schema.empty_table(), parts[-1])
+    finally:
+        if writer is not None:
+            writer.close()
+            sink.close()
     return parts
+
+
+def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """Yield a stream's rows in tables of exactly ``ROW_GROUP_ROWS``, the last one shorter."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in reader:
+        waiting.append(batch)
+        rows += batch.num_rows
+        while rows >= ROW_GROUP_ROWS:
+            table = pa.Table.from_batches(waiting)
+            yield table.slice(0, ROW_GROUP_ROWS)
+            rest = table.slice(ROW_GROUP_ROWS)
+            waiting, rows = rest.to_batches(), rest.num_rows
+    if rows:
+        yield pa.Table.from_batches(waiting)
+
+
+def _repeats(kind: pa.DataType) -> bool:
+    """Say whether a column is worth a dictionary: texts, urls and scores hardly repeat."""
+    return bool(pa.types.is_integer(kind) and kind.bit_width <= 32)
 
 
 def digest_ids(parts: Sequence[Path]) -> IdDigest:
