@@ -69,8 +69,9 @@ def open_session(
             ) from error
         with connection:
             connection.execute(read_sql("macros.sql"))
-            files = [str(file.absolute()) for file in source.files]
-            connection.read_parquet(files).create_view("pool")
+            connection.execute(read_sql("layouts.sql"))
+            pool_relation(connection, source).create_view("pool")
+            files = [_engine_path(file) for file in source.files]
             writable = [spill] if output is None else [spill, str(output.absolute())]
             connection.execute("SET allowed_paths = $paths", {"paths": files})
             connection.execute("SET allowed_directories = $directories", {"directories": writable})
@@ -78,6 +79,38 @@ def open_session(
             connection.execute("SET lock_configuration = true")
             with _interruptible(connection):
                 yield connection
+
+
+def pool_relation(
+    connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[str] | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Return what the view ``pool`` shows, from all of a source's files or some of them.
+
+    Rows come in the order of the files and of the rows in each. Filters on stored and on renamed
+    columns reach the parquet scan, and prune row groups there.
+
+    Args:
+        connection: one that ``open_session`` made.
+        source: what to read.
+        files: some of ``source.files``; default all.
+    """
+    paths = [_engine_path(file) for file in (source.files if files is None else files)]
+    stored = connection.read_parquet(
+        paths, union_by_name=source.unify_types, hive_partitioning=False
+    )
+    if source.column_map.plain:
+        return stored
+    shown = []
+    for column in source.column_map.columns:
+        value: duckdb.Expression = duckdb.ColumnExpression(column.stored)
+        if column.macro:
+            value = duckdb.FunctionExpression(column.macro, value)
+        shown.append(value.alias(column.name))
+    return stored.select(*shown)
+
+
+def _engine_path(file: str) -> str:
+    return str(Path(file).absolute())
 
 
 @contextlib.contextmanager
