@@ -5,7 +5,7 @@ codes are counted. Alone, in order, only it, null and NaN are then sums over the
 are. A NaN counts as NULL (see guard.py); a NULL verdict removes the row.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -17,6 +17,7 @@ from sqlglot import exp
 
 from coyo_tools.clauses import lay_out
 from coyo_tools.columns import ID
+from coyo_tools.engine import id_numbers
 from coyo_tools.guard import BareRule, bare_rule, float_columns_of, guarded
 from coyo_tools.recipe import Recipe, Rule
 from coyo_tools.source import Source
@@ -94,11 +95,12 @@ def judge_rows(
         _BATCH_ROWS
     )
     for batch in reader:
-        columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
-        ids = columns.pop(0).astype(np.int64, copy=False) if with_ids else None
-        codes = columns[0].astype(np.uint64) if len(columns) > 1 else columns[0]
-        for number, part in enumerate(columns[1:], 1):
-            codes = codes | part.astype(np.uint64) << np.uint64(2 * _RULES_PER_CODE * number)
+        pieces = list(batch.columns)
+        ids = id_numbers(pieces.pop(0)) if with_ids else None
+        codes = pieces[0].to_numpy()
+        for number, piece in enumerate(pieces[1:], 1):
+            high = piece.to_numpy().astype(np.uint64) << np.uint64(2 * _RULES_PER_CODE * number)
+            codes = codes.astype(np.uint64) | high
         yield Verdicts(ids, codes)
 
 
@@ -118,8 +120,11 @@ class Tally:
         for code, rows in zip(*np.unique(codes, return_counts=True), strict=True):
             self._many[int(code)] = self._many.get(int(code), 0) + int(rows)
 
-    def bites(self, rules: tuple[Rule, ...]) -> list[Bite]:
-        """Work out the bite of each rule from what was counted."""
+    def bites(self, rules: tuple[Rule, ...], notes: Mapping[str, str]) -> list[Bite]:
+        """Work out the bite of each rule from what was counted.
+
+        ``notes`` says of some columns what is not quite as COYO has them.
+        """
         if len(self._few):
             given = np.flatnonzero(self._few)
             codes, rows = given.astype(np.uint64), self._few[given]
@@ -152,9 +157,13 @@ class Tally:
         return bites
 
 
-def failed_rules(code: int, rules: tuple[Rule, ...]) -> list[str]:
-    """Name the rules that a code says removed its row."""
-    return [rule.sql for number, rule in enumerate(rules) if code >> (2 * number) & 3 != _KEPT]
+def failed_by(codes: Sequence[int], rules: tuple[Rule, ...]) -> list[str]:
+    """Name the rules that removed a row, from its code in the pieces that ``verdict_query`` gives."""
+    return [
+        rule.sql
+        for number, rule in enumerate(rules)
+        if codes[number // _RULES_PER_CODE] >> (2 * (number % _RULES_PER_CODE)) & 3 != _KEPT
+    ]
 
 
 def verdict_query(

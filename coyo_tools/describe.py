@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from coyo_tools.columns import BY_NAME
 from coyo_tools.manifest import MANIFEST, Manifest, read_manifest
 from coyo_tools.source import Source, open_source
@@ -52,7 +50,7 @@ def describe_pool(source: str | Path) -> PoolFacts:
         path=pool.path,
         files=len(pool.files),
         rows=pool.rows,
-        bytes=sum(file.stat().st_size for file in pool.files),
+        bytes=sum(pool.file_bytes),
         columns=_columns(pool),
         manifest=read_manifest(directory) if made else None,
     )
@@ -62,8 +60,7 @@ def _columns(pool: Source) -> tuple[ColumnFacts, ...]:
     nulls: dict[str, int | None] = dict.fromkeys(pool.columns, 0)
     lows: dict[str, list[float]] = {name: [] for name in pool.columns}
     highs: dict[str, list[float]] = {name: [] for name in pool.columns}
-    for file in pool.files:
-        metadata = pq.read_metadata(file)
+    for metadata in pool.metadata():
         for group in range(metadata.num_row_groups):
             for position in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(position)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,6 +30,7 @@ from coyo_tools.source import Source
 # 256 MB hold about two million rows and sixteen row groups, enough to prune by.
 ROW_GROUP_ROWS = 122_880
 PART_BYTES = 256 * 1024 * 1024
+MISSING_ID = -(2**63)
 _USERS_SQL = (
     duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, duckdb.PermissionException,
 )  # fmt: skip
@@ -70,8 +72,9 @@ def open_session(
             ) from error
         with connection:
             connection.execute(read_sql("macros.sql"))
-            files = [str(file.absolute()) for file in source.files]
-            connection.read_parquet(files).create_view("pool")
+            connection.execute(read_sql("layouts.sql"))
+            pool_relation(connection, source).create_view("pool")
+            files = [_engine_path(file) for file in source.files]
             writable = [spill] if output is None else [spill, str(output.absolute())]
             connection.execute("SET allowed_paths = $paths", {"paths": files})
             connection.execute("SET allowed_directories = $directories", {"directories": writable})
@@ -79,6 +82,38 @@ def open_session(
             connection.execute("SET lock_configuration = true")
             with _interruptible(connection):
                 yield connection
+
+
+def pool_relation(
+    connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[str] | None = None
+) -> duckdb.DuckDBPyRelation:
+    """Return what the view ``pool`` shows, from all of a source's files or some of them.
+
+    Rows come in the order of the files and of the rows in each. Filters on stored and on renamed
+    columns reach the parquet scan, and prune row groups there.
+
+    Args:
+        connection: one that ``open_session`` made.
+        source: what to read.
+        files: some of ``source.files``; default all.
+    """
+    paths = [_engine_path(file) for file in (source.files if files is None else files)]
+    stored = connection.read_parquet(
+        paths, union_by_name=source.unify_types, hive_partitioning=False
+    )
+    if source.column_map.plain:
+        return stored
+    shown = []
+    for column in source.column_map.columns:
+        value: duckdb.Expression = duckdb.ColumnExpression(column.stored)
+        if column.macro:
+            value = duckdb.FunctionExpression(column.macro, value)
+        shown.append(value.alias(column.name))
+    return stored.select(*shown)
+
+
+def _engine_path(file: str) -> str:
+    return str(Path(file).absolute())
 
 
 @contextlib.contextmanager
@@ -216,12 +251,23 @@ def digest_ids(parts: Sequence[Path]) -> IdDigest:
     for part in parts:
         with pq.ParquetFile(part) as parquet:
             for batch in parquet.iter_batches(columns=[ID], batch_size=1 << 20):
-                try:
-                    ids = batch.column(0).cast(pa.int64())
-                except pa.ArrowInvalid as error:
-                    raise ColumnError(f"Ids must fit 64 bits with a sign: {error}.") from error
-                digest.update(np.asarray(ids.to_numpy(zero_copy_only=False), dtype=np.int64))
+                digest.update(id_numbers(batch.column(0)))
     return digest
+
+
+def id_numbers(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Return a column of ids as numbers, a missing one as ``MISSING_ID``.
+
+    Raises:
+        ColumnError: an id doesn't fit 64 bits with a sign.
+    """
+    try:
+        ids = column.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise ColumnError(f"Ids must fit 64 bits with a sign: {error}.") from error
+    if ids.null_count:
+        ids = ids.fill_null(MISSING_ID)
+    return np.asarray(ids.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def refuse_duplicate_ids(

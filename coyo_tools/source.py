@@ -2,11 +2,12 @@
 
 Only parquet footers are read, so opening COYO's 128 parts takes milliseconds each. What can be
 wrong with somebody's files (missing, truncated, not parquet, parts that differ) is said here, by
-file name, before any stage starts. Remote addresses are left out for now.
+file name, before any stage starts.
 """
 
 import glob
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,77 +15,129 @@ import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID
 from coyo_tools.errors import ColumnError, EmptyResultError, SourceError
+from coyo_tools.footers import column_ends, parse_footer, read_footer
+from coyo_tools.layouts import ColumnMap, map_columns
 from coyo_tools.manifest import MANIFEST, Input, digest_of, read_manifest
 
 READABLE_KINDS = ("pool", "subset")
+NOTES = "column_notes"  # where a subset's manifest keeps the notes of the pool it was made from
 _GLOB_SIGNS = frozenset("*?[")
+_WHOLE_IN_DOUBLE = 2**53
 
 
 @dataclass(frozen=True)
 class Source:
-    """A pool or subset: the path as given, its parquet files in order, their common schema."""
+    """A pool or subset: the path as given, its parquet files in order, their common schema.
+
+    ``files`` are paths or urls; ``file_rows`` and ``file_bytes`` have one number for each.
+    ``schema`` is that of the view ``pool``: COYO's names, types as stored. ``notes`` says,
+    by column, what is not quite as COYO has it.
+    """
 
     path: str
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
+    file_rows: tuple[int, ...]
+    file_bytes: tuple[int, ...]
     schema: pa.Schema
-    rows: int
+    column_map: ColumnMap
     fingerprint: str
+    notes: Mapping[str, str] = field(default_factory=dict)
+    unify_types: bool = False
+    footers: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Column names in file order."""
+        """Column names of the view ``pool``, in order."""
         return tuple(self.schema.names)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(self.file_rows)
+
+    def metadata(self) -> Iterator[pq.FileMetaData]:
+        """Yield what each file's footer says, in order; nothing is read again."""
+        return map(parse_footer, self.footers)
 
     def as_input(self, role: str) -> Input:
         """Describe this source for a manifest."""
         return Input(role, self.path, self.fingerprint)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """One file before it is opened: what it is called, its size, how to read it."""
+
+    name: str
+    size: int
+    read: Callable[[int, int], bytes]
+    tag: str = ""
+
+
 def open_source(path: str | Path) -> Source:
     """Open a parquet file, a glob, a directory of parquet files, or a subset.
 
-    The fingerprint covers file names, sizes and parquet footers: it changes with the schema, the
-    row counts or the column statistics, and costs no scan.
+    A pool with LAION's, DataComp's or COYO-Labeled's columns gets COYO's names. Integers, and
+    floats, of different widths in different parts become the widest. The fingerprint covers file
+    names, sizes and parquet footers: it changes with the schema, the row counts or the column
+    statistics, and costs no scan.
 
     Raises:
         SourceError: nothing there, not parquet, damaged, or parts with different columns.
-        ColumnError: no integer column ``id``.
+        ColumnError: no integer column ``id``, or two columns that differ in case alone.
         EmptyResultError: no rows at all.
     """
     text = str(path)
-    files = _find_files(text)
-    schema: pa.Schema | None = None
-    rows = 0
-    prints: list[bytes | str] = []
-    for file in files:
-        metadata, footer = _read_footer(file)
-        part = _plain_schema(metadata.schema.to_arrow_schema())
-        if schema is None:
-            schema = part
-        elif not part.equals(schema):
-            raise SourceError(
-                f"{file} has other columns than {files[0]}: {_schema_difference(schema, part)}.",
-                "Give only files that belong together.",
-            )
-        rows += metadata.num_rows
-        prints += [file.name, str(file.stat().st_size), footer]
-    if schema is None:
+    found = _find_files(text)
+    if not found:
         raise SourceError(f"{text} holds no parquet file.")
-    if ID not in schema.names:
-        raise ColumnError(
-            f"{text} has no column `{ID}`; it has {', '.join(schema.names[:30])}.",
-            "Every row needs a unique integer id; for pictures of your own, `coyo index` makes it.",
-        )
-    if not pa.types.is_integer(schema.field(ID).type):
-        raise ColumnError(f"Column `{ID}` of {text} is {schema.field(ID).type}, not an integer.")
-    if rows == 0:
+    opened = [_read_footer(file) for file in found]
+    stored = _common_schema(found, [metadata for _, metadata in opened])
+    column_map = map_columns(stored)
+    schema = pa.schema([(column.name, column.type) for column in column_map.columns])
+    _check_names(text, schema)
+    _check_ids(text, schema, column_map, [metadata for _, metadata in opened])
+    notes = {column.name: column.note for column in column_map.columns if column.note}
+    prints: list[bytes | str] = []
+    for file, (footer, _) in zip(found, opened, strict=True):
+        prints += [file.name.rpartition("/")[2], str(file.size), footer]
+        prints += [file.tag] if file.tag else []
+    source = Source(
+        path=text,
+        files=tuple(file.name for file in found),
+        file_rows=tuple(metadata.num_rows for _, metadata in opened),
+        file_bytes=tuple(file.size for file in found),
+        schema=schema,
+        column_map=column_map,
+        fingerprint=digest_of(prints),
+        notes=_inherited_notes(text) | notes,
+        unify_types=any(
+            not _plain_schema(metadata.schema.to_arrow_schema()).equals(stored)
+            for _, metadata in opened
+        ),
+        footers=tuple(footer for footer, _ in opened),
+    )
+    if source.rows == 0:
         raise EmptyResultError(f"{text} has columns but no rows.")
-    return Source(text, tuple(files), schema, rows, digest_of(prints))
+    return source
 
 
-def _find_files(text: str) -> list[Path]:
+def _find_files(text: str) -> list[_Found]:
     if "://" in text:
         raise SourceError(f"{text} is a remote address; only local files can be opened so far.")
+    return [_local(path) for path in _find_paths(text)]
+
+
+def _local(path: Path) -> _Found:
+    def read(start: int, end: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    return _Found(str(path), path.stat().st_size, read)
+
+
+def _find_paths(text: str) -> list[Path]:
     path = Path(text)
     if path.is_file():
         return [path]
@@ -115,28 +168,84 @@ def _files_of_directory(path: Path) -> list[Path]:
     return files
 
 
-def _read_footer(file: Path) -> tuple[pq.FileMetaData, bytes]:
-    """Return a parquet file's metadata and the raw bytes of its footer."""
+def _inherited_notes(text: str) -> dict[str, str]:
+    """Return the notes of the pool that a subset was made from, as its manifest keeps them."""
+    directory = Path(text)
+    if "://" in text or not (directory / MANIFEST).is_file():
+        return {}
+    notes = read_manifest(directory).details.get(NOTES, {})
+    if not isinstance(notes, dict):
+        raise SourceError(f"{directory / MANIFEST} is damaged: its {NOTES} are no mapping.")
+    return {str(name): str(note) for name, note in notes.items()}
+
+
+def _read_footer(file: _Found) -> tuple[bytes, pq.FileMetaData]:
+    """Return the raw bytes of a parquet file's footer and what they say."""
     try:
-        with pq.ParquetFile(file) as parquet:
-            metadata = parquet.metadata
-        with file.open("rb") as raw:
-            raw.seek(-8, 2)
-            length = int.from_bytes(raw.read(4), "little")
-            raw.seek(-8 - length, 2)
-            return metadata, raw.read(length)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        footer = read_footer(file.size, file.read)
+        return footer, parse_footer(footer)
+    except (ValueError, OSError) as error:
         raise SourceError(
-            f"{file} is not a readable parquet file: {reason}",
+            f"{file.name} is not a readable parquet file: {error}.",
             "If it was downloaded, it may be cut short: fetch it again.",
         ) from error
 
 
+def _common_schema(found: list[_Found], metadata: list[pq.FileMetaData]) -> pa.Schema:
+    """Return the schema that holds every file's values.
+
+    Raises:
+        SourceError: a file has other columns, or types that none of them can hold.
+    """
+    first = common = _plain_schema(metadata[0].schema.to_arrow_schema())
+    for file, part_metadata in zip(found[1:], metadata[1:], strict=True):
+        part = _plain_schema(part_metadata.schema.to_arrow_schema())
+        widened = _widest(common, part)
+        if widened is None:
+            raise SourceError(
+                f"{file.name} has other columns than {found[0].name}: "
+                f"{_schema_difference(first, part)}.",
+                "Give only files that belong together.",
+            )
+        common = widened
+    return common
+
+
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
     """Return names and types alone: libraries differ in large strings, nullability, metadata."""
-    large = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
-    return pa.schema([(field.name, large.get(field.type, field.type)) for field in schema])
+    return pa.schema([(column.name, _plain_type(column.type)) for column in schema])
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    return kind
+
+
+def _widest(one: pa.Schema, other: pa.Schema) -> pa.Schema | None:
+    """Return the schema that holds both, or ``None``: same names in the same order.
+
+    Signed integers of different widths go together, and so do float and double: no value changes.
+    """
+    if one.names != other.names:
+        return None
+    kinds: list[pa.DataType] = []
+    for name in one.names:
+        pair = one.field(name).type, other.field(name).type
+        alike = pair[0].equals(pair[1]) or any(
+            all(test(kind) for kind in pair)
+            for test in (pa.types.is_signed_integer, pa.types.is_floating)
+        )
+        if not alike:
+            return None
+        kinds.append(pair[0] if pair[0].equals(pair[1]) else max(pair, key=lambda k: k.bit_width))
+    return pa.schema(list(zip(one.names, kinds, strict=True)))
 
 
 def _schema_difference(one: pa.Schema, other: pa.Schema) -> str:
@@ -153,3 +262,39 @@ def _schema_difference(one: pa.Schema, other: pa.Schema) -> str:
     if extra:
         said.append(f"extra {', '.join(extra)}")
     return "; ".join([*said, *retyped]) or "the same columns in another order"
+
+
+def _check_names(text: str, schema: pa.Schema) -> None:
+    seen: dict[str, str] = {}
+    for name in schema.names:
+        if name.lower() in seen:
+            raise ColumnError(
+                f"{text} has two columns that SQL can't tell apart: "
+                f"`{seen[name.lower()]}` and `{name}`.",
+                "Rename or drop one of them.",
+            )
+        seen[name.lower()] = name
+
+
+def _check_ids(
+    text: str, schema: pa.Schema, column_map: ColumnMap, metadata: list[pq.FileMetaData]
+) -> None:
+    if ID not in schema.names:
+        raise ColumnError(
+            f"{text} has no column `{ID}`; it has {', '.join(schema.names[:30])}.",
+            "Every row needs a unique integer id; for pictures of your own, `coyo index` makes it.",
+        )
+    shown = column_map.columns[schema.get_field_index(ID)]
+    if not pa.types.is_integer(shown.type):
+        named = f"Column `{shown.stored}`" + ("" if shown.stored == ID else f" (`{ID}` here)")
+        raise ColumnError(f"{named} of {text} is {shown.type}, not an integer.")
+    if shown.macro == "id_of_double":
+        highest = max(
+            (abs(end) for part in metadata for end in column_ends(part, shown.stored)), default=0.0
+        )
+        if highest > _WHOLE_IN_DOUBLE:
+            raise ColumnError(
+                f"Column `{shown.stored}` of {text} is stored as a floating-point number and "
+                f"reaches {highest:.3g}; beyond 2**53 such numbers skip integers.",
+                "Ids would collide. Get the files from where it is stored as an integer.",
+            )

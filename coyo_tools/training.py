@@ -194,13 +194,14 @@ def _ids_path(subset: Source | None) -> Path | None:
     """Return what coyo_align reads ids from: a parquet file, or the folder of the parts."""
     if subset is None:
         return None
-    if len(subset.files) == 1:
-        return subset.files[0]
-    if not all(file.match("part-*.parquet") for file in subset.files):
+    files = [Path(file) for file in subset.files]
+    if len(files) == 1:
+        return files[0]
+    if not all(file.match("part-*.parquet") for file in files):
         raise SourceError(
             f"{subset.path} is several files.", "Give a subset directory or a single parquet file."
         )
-    return subset.files[0].parent
+    return files[0].parent
 
 
 def _lost(result: "TrainResult | RetrievalScores") -> dict[str, int]:
