@@ -20,6 +20,7 @@ from coyo_tools.columns import ID
 from coyo_tools.engine import id_numbers
 from coyo_tools.guard import BareRule, bare_rule, float_columns_of, guarded
 from coyo_tools.recipe import Recipe, Rule
+from coyo_tools.scales import rule_notes
 from coyo_tools.source import Source
 
 _RULES_PER_CODE = 8  # two bits each of a USMALLINT
@@ -152,13 +153,14 @@ class Tally:
                     left=int(rows[standing].sum()),
                     null=int(rows[(said == _NULL) | (said == _NAN)].sum()),
                     nan=int(rows[said == _NAN].sum()),
+                    notes=rule_notes(rule.sql, notes),
                 )
             )
         return bites
 
 
 def failed_by(codes: Sequence[int], rules: tuple[Rule, ...]) -> list[str]:
-    """Name the rules that removed a row, from its code in the pieces that ``verdict_query`` gives."""
+    """Name the rules that removed a row, from its code as ``verdict_query`` gives it, in pieces."""
     return [
         rule.sql
         for number, rule in enumerate(rules)

@@ -58,7 +58,9 @@ def lay_out(sql: str) -> Layout:
         terms = [
             (text_of(sql, term), term[0].start, term[-1].end + 1) for term in and_terms(condition)
         ]
-    return Layout(sql[: tokens[first].start] if tokens else "", tuple(items), tuple(terms))
+    begins_with = bool(tokens) and tokens[0].token_type == TokenType.WITH
+    with_text = sql[tokens[0].start : tokens[first].start] if begins_with else ""
+    return Layout(with_text, tuple(items), tuple(terms))
 
 
 def tokenize(sql: str) -> list[Token]:

@@ -254,4 +254,4 @@ def _fraction(text: str) -> float:
 
 def _literal(value: Any, kind: str) -> str:
     """Write a value so that DuckDB reads the very same one: decimals would be rounded twice."""
-    return f"'{value}'::{kind}" if kind in ("FLOAT", "DOUBLE") else str(int(value))
+    return f"'{value!s}'::{kind}" if kind in ("FLOAT", "DOUBLE") else str(int(value))

