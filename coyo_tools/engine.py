@@ -238,11 +238,12 @@ def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
         rows += batch.num_rows
         while rows >= ROW_GROUP_ROWS:
             table = pa.Table.from_batches(waiting)
-            yield table.slice(0, ROW_GROUP_ROWS)
+            # In one piece: pages end where pieces do, and those depend on DuckDB's threads.
+            yield table.slice(0, ROW_GROUP_ROWS).combine_chunks()
             rest = table.slice(ROW_GROUP_ROWS)
             waiting, rows = rest.to_batches(), rest.num_rows
     if rows:
-        yield pa.Table.from_batches(waiting)
+        yield pa.Table.from_batches(waiting).combine_chunks()
 
 
 def _repeats(kind: pa.DataType) -> bool:

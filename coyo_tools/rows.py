@@ -121,6 +121,7 @@ def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> Non
         glob=False,
         hive_partitioning=False,
         row_index_name=place,
+        use_statistics=False,  # of the place: Polars asks about made-up ones then
         cache=False,
     )
     wanted = pl.col(place).map_batches(
@@ -143,7 +144,7 @@ def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> Non
 
 def _look_up(kept: Booleans, first: int) -> Callable[[pl.Series], pl.Series]:
     # By place and not by position in the batch: Polars may ask twice, of rows it has thinned out.
-    return lambda places: pl.Series(kept[places.to_numpy() - first])
+    return lambda places: pl.Series(kept[places.to_numpy().astype(np.int64) - first])
 
 
 def _is_plain(kind: pa.DataType) -> bool:

@@ -1,7 +1,8 @@
-"""Commands that select rows and tell what each rule does: filter, explain."""
+"""Commands that select rows and tell what each rule does: filter, explain, verify."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -180,6 +181,35 @@ def explain_command(
     say(f"{result.rows_out:,} of {result.rows_in:,} rows pass ({share:.1%}).")
 
 
+def verify_command(
+    subset: Annotated[Path, typer.Argument(help="A subset that filter or dedupe made.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="Where its input is now, if it has moved.", show_default=False),
+    ] = None,
+    memory: Memory = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Make a subset again from its manifest, and compare ids and bytes.
+
+    Exit code 0 when everything came out the same, 1 otherwise. The second one is removed again.
+    """
+    limit_threads(threads)
+    from coyo_tools.verify import verify_subset
+
+    verdict = verify_subset(subset, source=source, memory=memory, threads=threads)
+    if as_json:
+        print_json(asdict(verdict) | {"replays": verdict.replays})
+    for problem in verdict.problems:
+        say(f"differs: {problem}")
+    for remark in verdict.remarks:
+        say(f"note: {remark}")
+    if not verdict.replays:
+        raise typer.Exit(1)
+    say(f"{subset}: made again, {verdict.rows:,} rows, the same ids and the same bytes.")
+
+
 def _print_bites(
     bites: Sequence["Bite"], rows_in: int, further: Sequence[Sequence[object]]
 ) -> None:
@@ -236,3 +266,7 @@ def register(app: typer.Typer) -> None:
             'coyo explain coyo/ sd-v1 --where "num_faces = 0" --json',
         ),
     )(explain_command)
+    app.command(
+        "verify",
+        epilog=examples("coyo verify clean", "coyo verify clean --source /data/coyo --memory 4GB"),
+    )(verify_command)
