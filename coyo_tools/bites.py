@@ -17,7 +17,6 @@ from sqlglot import exp
 
 from coyo_tools.clauses import lay_out
 from coyo_tools.columns import ID
-from coyo_tools.engine import id_numbers
 from coyo_tools.guard import BareRule, bare_rule, float_columns_of, guarded
 from coyo_tools.recipe import Recipe, Rule
 from coyo_tools.scales import rule_notes
@@ -57,17 +56,6 @@ class Bite:
         return self.alone == 0
 
 
-@dataclass(frozen=True)
-class Verdicts:
-    """The verdicts on some rows, in the pool's order: their ids if asked for, their codes.
-
-    A code of 0 means that every rule keeps the row.
-    """
-
-    ids: npt.NDArray[np.int64] | None
-    codes: Codes
-
-
 def float_columns(source: Source) -> frozenset[str]:
     """Name the columns that can hold a NaN, in lower case."""
     return frozenset(
@@ -88,21 +76,15 @@ def judge_rows(
     recipe: Recipe,
     rules: tuple[Rule, ...],
     floats: Collection[str],
-    *,
-    with_ids: bool,
-) -> Iterator[Verdicts]:
-    """Yield the verdicts of ``rules`` on every row of the pool, in its order."""
-    reader = session.sql(verdict_query(recipe, rules, floats, with_ids=with_ids)).to_arrow_reader(
-        _BATCH_ROWS
-    )
-    for batch in reader:
-        pieces = list(batch.columns)
-        ids = id_numbers(pieces.pop(0)) if with_ids else None
-        codes = pieces[0].to_numpy()
-        for number, piece in enumerate(pieces[1:], 1):
+) -> Iterator[Codes]:
+    """Yield the codes of the pool's rows, in its order; 0 means that every rule keeps the row."""
+    query = verdict_query(recipe, rules, floats, with_ids=False)
+    for batch in session.sql(query).to_arrow_reader(_BATCH_ROWS):
+        codes = batch.column(0).to_numpy()
+        for number, piece in enumerate(batch.columns[1:], 1):
             high = piece.to_numpy().astype(np.uint64) << np.uint64(2 * _RULES_PER_CODE * number)
             codes = codes.astype(np.uint64) | high
-        yield Verdicts(ids, codes)
+        yield codes
 
 
 class Tally:

@@ -252,7 +252,7 @@ def _repeats(kind: pa.DataType) -> bool:
 
 
 def digest_ids(parts: Sequence[Path]) -> IdDigest:
-    """Return the digest and the number of the ids in some parquet files."""
+    """Return the digest of the ids in some parquet files, in order."""
     digest = IdDigest()
     for part in parts:
         with pq.ParquetFile(part) as parquet:

@@ -11,6 +11,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 import sqlglot
 from sqlglot import exp
 
@@ -26,7 +27,6 @@ from coyo_tools.bites import (
 from coyo_tools.columns import ID
 from coyo_tools.cuts import Cut, Match, parse_sample, sample_keys
 from coyo_tools.engine import (
-    MISSING_ID,
     count_rows,
     digest_ids,
     id_numbers,
@@ -36,7 +36,7 @@ from coyo_tools.engine import (
     write_parts,
 )
 from coyo_tools.errors import EmptyResultError, RecipeError
-from coyo_tools.manifest import IdDigest, Manifest, Stopwatch, new_artifact, write_manifest
+from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.ranks import value_at_rank
 from coyo_tools.recipe import Recipe, parse_recipe
@@ -91,12 +91,11 @@ class Explained:
 class _Written:
     """What was written, and how many rows went where after the rules."""
 
-    digest: IdDigest
+    parts: list[Path]
     sql: str
     beyond_where: int
     not_drawn: int
     beyond_limit: int
-    unique: bool
 
 
 def filter_pool(
@@ -126,24 +125,22 @@ def filter_pool(
         open_session(pool, output=directory, memory=memory, threads=threads) as session,
     ):
         resolved = resolve(session, pool, wanted)
-        copies = _copies_rows(resolved.recipe, pool, wanted)
-        kept = _Kept(pool.rows, with_ids=copies)
-        bites = _judge(session, pool, resolved.recipe, kept)
-        passing = kept.rows.count
+        bites, kept = _judge(session, pool, resolved.recipe)
+        passing = kept.count
         if passing == 0 and bites:
             raise _nothing_left(session, pool, resolved.recipe, bites, passing)
-        if copies:
+        if _copies_rows(resolved.recipe, pool, wanted):
             written = _copy(session, pool, resolved, wanted, kept, directory, on_progress)
         else:
             written = _run(session, pool, resolved, wanted, passing, directory)
-        if not written.unique:
-            parts = sorted(directory.glob("part-*.parquet"))
-            rows = session.read_parquet([str(part.absolute()) for part in parts])
+        digest = digest_ids(written.parts)
+        rows = session.read_parquet([str(part.absolute()) for part in written.parts])
+        if not digest.ascending:
             place = pool.path if resolved.recipe.where_decides else "the recipe's result"
             refuse_duplicate_ids(session, rows, place)
-            if not resolved.recipe.where_decides:
-                _refuse_foreign_ids(session, rows)
-        if written.digest.count == 0:
+        if not resolved.recipe.where_decides:
+            _refuse_foreign_ids(session, rows)
+        if digest.count == 0:
             raise _nothing_left(session, pool, resolved.recipe, bites, passing)
         write_manifest(
             directory,
@@ -152,9 +149,9 @@ def filter_pool(
                 parameters=_parameters(resolved, wanted),
                 inputs=[pool.as_input("pool"), *resolved.inputs],
                 rows_in=pool.rows,
-                rows_out=written.digest.count,
+                rows_out=digest.count,
                 lost=_losses(bites, written),
-                id_digest=written.digest.hexdigest(),
+                id_digest=digest.hexdigest(),
                 seconds=watch.seconds(),
                 details={
                     "bites": [asdict(bite) for bite in bites],
@@ -168,7 +165,7 @@ def filter_pool(
     return FilterResult(
         output,
         pool.rows,
-        written.digest.count,
+        digest.count,
         tuple(bites),
         written.beyond_where,
         written.not_drawn,
@@ -199,43 +196,16 @@ def explain_pool(
                 f"The recipe {resolved.recipe.name} has no rules to explain.",
                 "Only the WHERE of a SELECT from pool itself is made of rules.",
             )
-        kept = _Kept(pool.rows, with_ids=False)
-        bites = _judge(session, pool, resolved.recipe, kept)
+        bites, kept = _judge(session, pool, resolved.recipe)
         return Explained(
             resolved.recipe.name,
             final_sql(resolved.recipe, pool, wanted, None),
             pool.rows,
-            kept.rows.count,
+            kept.count,
             tuple(bites),
             resolved.cuts,
             resolved.matches,
         )
-
-
-class _Kept:
-    """Which rows passed; their ids' digest, and whether their order proves them unique."""
-
-    def __init__(self, rows: int, *, with_ids: bool) -> None:
-        self.rows = KeptRows(rows)
-        self.with_ids = with_ids
-        self.digest = IdDigest()
-        self.ascending = True
-        self._last = MISSING_ID
-
-    def add(self, ids: Ids | None, kept: npt.NDArray[np.bool_]) -> None:
-        """Add the verdicts on the next rows of the pool."""
-        self.rows.append(kept)
-        if ids is not None:
-            self.add_ids(ids[kept])
-
-    def add_ids(self, ids: Ids) -> None:
-        """Add the ids of the next rows that are kept."""
-        if len(ids) == 0:
-            return
-        self.digest.update(ids)
-        follows = int(ids[0]) > self._last
-        self.ascending &= follows and bool(np.all(ids[1:] > ids[:-1]))
-        self._last = int(ids[-1])
 
 
 def _copies_rows(recipe: Recipe, pool: Source, selection: Selection) -> bool:
@@ -251,23 +221,21 @@ def _copies_rows(recipe: Recipe, pool: Source, selection: Selection) -> bool:
 
 
 def _judge(
-    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe, kept: _Kept
-) -> list[Bite]:
-    """Judge every row of the pool, and return the bite of each rule."""
+    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe
+) -> tuple[list[Bite], KeptRows]:
+    """Judge every row of the pool; return the bite of each rule, and which rows pass them all."""
     rules = counted_rules(recipe)
+    kept = KeptRows(pool.rows)
     if not rules:
-        for ids in _ids(session, "SELECT id FROM pool") if kept.with_ids else ():
-            kept.add(ids, np.ones(len(ids), dtype=np.bool_))
-        if not kept.with_ids:
-            kept.rows.append(np.ones(pool.rows, dtype=np.bool_))
-        return []
+        for start in range(0, pool.rows, _BATCH_ROWS):
+            kept.append(np.ones(min(_BATCH_ROWS, pool.rows - start), dtype=np.bool_))
+        return [], kept
     tally = Tally(len(rules))
     with recipe_errors(pool):
-        floats = float_columns(pool)
-        for verdicts in judge_rows(session, recipe, rules, floats, with_ids=kept.with_ids):
-            tally.add(verdicts.codes)
-            kept.add(verdicts.ids, verdicts.codes == 0)
-    return tally.bites(rules, pool.notes)
+        for codes in judge_rows(session, recipe, rules, float_columns(pool)):
+            tally.add(codes)
+            kept.append(codes == 0)
+    return tally.bites(rules, pool.notes), kept
 
 
 def _copy(
@@ -275,39 +243,38 @@ def _copy(
     pool: Source,
     resolved: Resolved,
     selection: Selection,
-    kept: _Kept,
+    kept: KeptRows,
     directory: Path,
     on_progress: Progress,
 ) -> _Written:
     """Copy the kept rows, or the sample or first of them, by their place in the pool."""
-    passing = kept.rows.count
+    passing = kept.count
     threshold = None
-    if selection.sample is not None or selection.limit is not None:
-        if selection.sample is not None:
-            threshold = _threshold(
-                lambda: _kept_ids(session, kept.rows), passing, selection.sample, selection.seed
-            )
-        chosen = _Kept(pool.rows, with_ids=True)
-        left = selection.limit
-        for ids, verdicts in _with_verdicts(session, kept.rows):
+    if selection.sample is not None:
+        threshold = _threshold(
+            lambda: (ids[verdicts] for ids, verdicts in _with_verdicts(session, kept)),
+            passing,
+            selection,
+        )
+    drawn_rows = passing if threshold is None else _drawn(passing, selection)
+    if threshold is not None or selection.limit is not None:
+        chosen = KeptRows(pool.rows)
+        left = pool.rows if selection.limit is None else selection.limit
+        for ids, verdicts in _with_verdicts(session, kept):
             drawn = verdicts
             if threshold is not None:
-                drawn = verdicts & (sample_keys(ids, selection.seed) <= np.uint64(threshold))
-            if left is not None:
-                drawn = drawn & (np.cumsum(drawn) <= left)
-                left -= int(np.count_nonzero(drawn))
-            chosen.add(ids, drawn)
+                drawn = drawn & (sample_keys(ids, selection.seed) <= np.uint64(threshold))
+            drawn = drawn & (np.cumsum(drawn) <= left)
+            left -= int(np.count_nonzero(drawn))
+            chosen.append(drawn)
         kept = chosen
     files = [Path(file) for file in pool.files]
-    copy_rows(files, pool.file_rows, kept.rows, directory, on_progress)
-    drawn_rows = passing if threshold is None else _drawn(passing, selection)
     return _Written(
-        kept.digest,
+        copy_rows(files, pool.file_rows, kept, directory, on_progress),
         final_sql(resolved.recipe, pool, selection, threshold),
-        0,
-        passing - drawn_rows,
-        drawn_rows - kept.rows.count,
-        kept.ascending,
+        beyond_where=0,
+        not_drawn=passing - drawn_rows,
+        beyond_limit=drawn_rows - kept.count,
     )
 
 
@@ -324,38 +291,35 @@ def _run(
     with recipe_errors(pool):
         result = session.sql(final_sql(recipe, pool, Selection(), None))
         _refuse_without_ids(result)
-        rows = passing
-        if not recipe.where_decides and (selection.sample or selection.limit is not None):
-            rows = count_rows(result)
+        thinned = selection.sample is not None or selection.limit is not None
+        rows = count_rows(result) if thinned and not recipe.where_decides else passing
         threshold = None
         if selection.sample is not None:
-            only_ids = result.select(ID)
-            threshold = _threshold(
-                lambda: _ids_of(only_ids), rows, selection.sample, selection.seed
-            )
+            threshold = _threshold(lambda: _ids_of(result.select(ID)), rows, selection)
         sql = final_sql(recipe, pool, selection, threshold)
         parts = write_parts(session.sql(sql), directory)
-    digest = digest_ids(parts)
-    beyond = max(passing - (rows if rows != passing else digest.count), 0)
-    if recipe.where_decides or selection.sample or selection.limit is not None:
-        beyond = max(passing - rows, 0)
+    written = sum(pq.read_metadata(part).num_rows for part in parts)
+    if not thinned:
+        rows = written
     drawn = rows if threshold is None else _drawn(rows, selection)
-    limited = drawn - digest.count if selection.limit is not None else 0
-    return _Written(digest, sql, beyond, rows - drawn, limited, unique=False)
+    return _Written(
+        parts,
+        sql,
+        beyond_where=max(passing - rows, 0),
+        not_drawn=rows - drawn,
+        beyond_limit=drawn - written,
+    )
 
 
-def _threshold(
-    batches: Callable[[], Iterator[Ids]], rows: int, sample: str, seed: int
-) -> int | None:
-    """Find the greatest sample key that is drawn; None if every row is."""
-    asked = parse_sample(sample)
-    wanted = asked if isinstance(asked, int) else max(1, round(asked * rows))
+def _threshold(batches: Callable[[], Iterator[Ids]], rows: int, selection: Selection) -> int | None:
+    """Find the greatest sample key that is drawn of so many rows; None if every row is."""
+    wanted = _drawn(rows, selection)
     if wanted >= rows:
         return None
-    found = value_at_rank(
-        lambda: (sample_keys(ids, seed) for ids in batches()), lambda _: wanted - 1
+    keys = value_at_rank(
+        lambda: (sample_keys(ids, selection.seed) for ids in batches()), lambda _: wanted - 1
     )
-    return int(found.value) if found is not None else None
+    return int(keys.value) if keys is not None else None
 
 
 def _drawn(rows: int, selection: Selection) -> int:
@@ -368,22 +332,13 @@ def _ids_of(relation: duckdb.DuckDBPyRelation) -> Iterator[Ids]:
         yield id_numbers(batch.column(0))
 
 
-def _ids(session: duckdb.DuckDBPyConnection, query: str) -> Iterator[Ids]:
-    yield from _ids_of(session.sql(query))
-
-
 def _with_verdicts(
     session: duckdb.DuckDBPyConnection, kept: KeptRows
 ) -> Iterator[tuple[Ids, npt.NDArray[np.bool_]]]:
     place = 0
-    for ids in _ids(session, "SELECT id FROM pool"):
+    for ids in _ids_of(session.view("pool").select(ID)):
         yield ids, kept.between(place, place + len(ids))
         place += len(ids)
-
-
-def _kept_ids(session: duckdb.DuckDBPyConnection, kept: KeptRows) -> Iterator[Ids]:
-    for ids, verdicts in _with_verdicts(session, kept):
-        yield ids[verdicts]
 
 
 def _parameters(resolved: Resolved, selection: Selection) -> dict[str, object]:

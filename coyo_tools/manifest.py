@@ -214,12 +214,15 @@ class IdDigest:
     """A fingerprint of a set of ids, the same in whatever order they come.
 
     Each id goes through ``mix64``; the results are summed and XORed, both modulo 2**64. Finds
-    accidents, not forgeries.
+    accidents, not forgeries. ``ascending`` says that every id was greater than the one before, so
+    that all are known to be different.
     """
 
     def __init__(self) -> None:
         self._sum = np.uint64(0)
         self._xor = np.uint64(0)
+        self._last = np.iinfo(np.int64).min
+        self.ascending = True
         self.count = 0
 
     def update(self, ids: npt.NDArray[np.int64]) -> None:
@@ -230,6 +233,8 @@ class IdDigest:
         with np.errstate(over="ignore"):
             self._sum = np.uint64(self._sum + mixed.sum(dtype=np.uint64))
         self._xor ^= np.bitwise_xor.reduce(mixed)
+        self.ascending &= int(ids[0]) > self._last and bool(np.all(ids[1:] > ids[:-1]))
+        self._last = int(ids[-1])
         self.count += len(ids)
 
     def hexdigest(self) -> str:

@@ -84,7 +84,7 @@ def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ..
             'For example: --match "watermark_score < 0.5" --match-from laion/',
         )
     parsed = [load_recipe(text) for text in selection.recipes]
-    parsed += [_predicate(text, "--where") for text in selection.where]
+    parsed += [predicate(text, "--where") for text in selection.where]
     matches: list[Match] = []
     inputs: list[Input] = []
     if selection.match and selection.match_from:
@@ -93,8 +93,8 @@ def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ..
         matches = [match_rule(pool, other, rule) for rule in selection.match]
         for match in matches:
             reason = f"passes {match.rate:.2%}, as {match.rule} does on the matched pool"
-            parsed.append(_predicate(f"{match.here} -- {reason}", "--match"))
-    parsed += [_predicate(top_rule(text), "--top") for text in selection.top]
+            parsed.append(predicate(f"{match.here} -- {reason}", "--match"))
+    parsed += [predicate(top_rule(text), "--top") for text in selection.top]
     if not parsed and (selection.sample or selection.limit or selection.order_by):
         parsed = [parse_recipe("SELECT * FROM pool", name="everything")]
     recipe = combine_recipes(parsed)
@@ -149,7 +149,12 @@ def final_sql(
     return "\n".join(lines)
 
 
-def _predicate(text: str, option: str) -> Recipe:
+def predicate(text: str, option: str) -> Recipe:
+    """Read what was given with an option such as ``--where`` as a recipe of its own.
+
+    Raises:
+        RecipeError: it is more or less than a predicate.
+    """
     recipe = parse_recipe(f"SELECT * FROM pool WHERE\n{text}", name=option)  # noqa: S608
     if not recipe.whole_rows or not recipe.rules:
         raise RecipeError(f"{option} {text} is more than a predicate.")
