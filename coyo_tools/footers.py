@@ -75,6 +75,10 @@ def column_ends(metadata: pq.FileMetaData, name: str) -> Iterator[float]:
     for chunk in column_chunks(metadata, name):
         known = chunk.statistics
         if known is not None and known.has_min_max:
-            for end in (known.min, known.max):
-                if isinstance(end, int | float) and math.isfinite(end):
-                    yield end
+            yield from (end for end in map(number, (known.min, known.max)) if end is not None)
+
+
+def number(value: object) -> float | int | None:
+    """Return a statistic that is a finite number, ``None`` for any other."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None  # type: ignore[return-value, arg-type]
