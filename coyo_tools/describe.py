@@ -1,19 +1,24 @@
-"""Describe: what a pool holds, from the parquet footers alone, so at once for any size."""
+"""Describe: what a pool holds, from its footers alone, so at once for any size; or scanned."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
+
+from coyo_tools.checks import ColumnStatistics, column_statistics, remarks_on
 from coyo_tools.columns import BY_NAME
+from coyo_tools.engine import open_session, read_sql, recipe_errors
 from coyo_tools.manifest import MANIFEST, Manifest, read_manifest
 from coyo_tools.source import Source, open_source
 
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """One column as the footers tell: ``None`` where a file was written without statistics.
+    """One column; ``None`` where the footers don't say. ``nans`` is known after a scan only.
 
-    ``remark`` says what is odd: a type or a range that is not COYO's, nothing but nulls.
+    ``remark`` says what is odd: a type or a range that is not COYO's, nothing but nulls, a score
+    of another model.
     """
 
     name: str
@@ -23,86 +28,106 @@ class ColumnFacts:
     high: float | int | None
     meaning: str
     remark: str
+    nans: int | None = None
+
+
+@dataclass(frozen=True)
+class IdFacts:
+    """How sound the ids are: rows without one, ids on more than one row, and those rows."""
+
+    missing: int
+    doubled_ids: int
+    doubled_rows: int
 
 
 @dataclass(frozen=True)
 class PoolFacts:
-    """A pool's size, columns and, if coyo made it, how."""
+    """A pool's size, layout and columns and, if coyo made it, how; ``ids`` after a scan."""
 
     path: str
+    layout: str
     files: int
     rows: int
     bytes: int
     columns: tuple[ColumnFacts, ...]
+    absent: dict[str, str]
     manifest: Manifest | None
+    ids: IdFacts | None = None
 
 
-def describe_pool(source: str | Path) -> PoolFacts:
+def describe_pool(
+    source: str | Path,
+    *,
+    scan: bool = False,
+    memory: str | None = None,
+    threads: int | None = None,
+) -> PoolFacts:
     """Read a pool's schema, rows, nulls and ranges.
 
+    Args:
+        source: what to open.
+        scan: read every row: nulls, NaNs and ranges become exact, ids are checked.
+        memory: DuckDB's memory limit for a scan.
+        threads: threads for a scan.
+
     Raises:
-        CoyoError: it can't be opened.
+        CoyoError: it can't be opened or read.
     """
     pool = open_source(source)
     directory = Path(source)
-    made = directory.is_dir() and (directory / MANIFEST).is_file()
+    made = not pool.remote and directory.is_dir() and (directory / MANIFEST).is_file()
+    ids = None
+    if scan:
+        with open_session(pool, memory=memory, threads=threads) as session, recipe_errors(pool):
+            statistics = _scan_columns(session, pool)
+            ids = IdFacts(*session.sql(read_sql("checks/id_counts.sql")).fetchall()[0])
+    else:
+        statistics = column_statistics(pool, pool.columns)
     return PoolFacts(
         path=pool.path,
+        layout=pool.column_map.layout,
         files=len(pool.files),
         rows=pool.rows,
         bytes=sum(pool.file_bytes),
-        columns=_columns(pool),
+        columns=tuple(_facts(pool, name, statistics[name]) for name in pool.columns),
+        absent=pool.column_map.absent,
         manifest=read_manifest(directory) if made else None,
+        ids=ids,
     )
 
 
-def _columns(pool: Source) -> tuple[ColumnFacts, ...]:
-    nulls: dict[str, int | None] = dict.fromkeys(pool.columns, 0)
-    lows: dict[str, list[float]] = {name: [] for name in pool.columns}
-    highs: dict[str, list[float]] = {name: [] for name in pool.columns}
-    for metadata in pool.metadata():
-        for group in range(metadata.num_row_groups):
-            for position in range(metadata.num_columns):
-                chunk = metadata.row_group(group).column(position)
-                name = chunk.path_in_schema
-                if name not in nulls:
-                    continue  # a leaf of a nested column
-                known = chunk.statistics
-                count = nulls[name]
-                if known is None or not known.has_null_count or count is None:
-                    nulls[name] = None
-                else:
-                    nulls[name] = count + known.null_count
-                if known is not None and known.has_min_max and _is_number(known.min):
-                    lows[name].append(known.min)
-                    highs[name].append(known.max)
-    return tuple(
-        _facts(
-            pool, name, nulls[name], min(lows[name], default=None), max(highs[name], default=None)
-        )
-        for name in pool.columns
+def _scan_columns(session: duckdb.DuckDBPyConnection, pool: Source) -> dict[str, ColumnStatistics]:
+    """Count nulls and NaNs and find the range of every column, in one scan."""
+    call, counted = duckdb.FunctionExpression, []
+    for name in pool.columns:
+        column: duckdb.Expression = duckdb.ColumnExpression(name)
+        kind = pool.schema.field(name).type
+        floating = pa.types.is_floating(kind)
+        counted.append(call("count", column))
+        counted.append(call("count_if", call("isnan", column)) if floating else _NOTHING)
+        value = duckdb.CaseExpression(~call("isnan", column), column) if floating else column
+        ranged = floating or pa.types.is_integer(kind)
+        counted += [call("min", value), call("max", value)] if ranged else [_NOTHING, _NOTHING]
+    row = session.view("pool").aggregate(counted).fetchall()[0]
+    found = {}
+    for position, name in enumerate(pool.columns):
+        count, nans, low, high = row[4 * position : 4 * position + 4]
+        found[name] = ColumnStatistics(pool.rows - count, low, high, nans)
+    return found
+
+
+_NOTHING = duckdb.ConstantExpression(None)
+
+
+def _facts(pool: Source, name: str, known: ColumnStatistics) -> ColumnFacts:
+    coyos = BY_NAME.get(name)
+    return ColumnFacts(
+        name=name,
+        type=str(pool.schema.field(name).type),
+        nulls=known.nulls,
+        low=known.low,
+        high=known.high,
+        meaning=coyos.meaning if coyos is not None else "",
+        remark="; ".join(remark.text for remark in remarks_on(pool, name, known)),
+        nans=known.nans,
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _facts(
-    pool: Source, name: str, nulls: int | None, low: float | None, high: float | None
-) -> ColumnFacts:
-    kind = pool.schema.field(name).type
-    known = BY_NAME.get(name)
-    remarks = []
-    if known is not None and not kind.equals(known.type):
-        remarks.append(f"COYO has {known.type}")
-    if nulls is not None and nulls == pool.rows:
-        remarks.append("all null")
-    elif nulls:
-        remarks.append(f"{nulls / pool.rows:.1%} null")
-    if known is not None and low is not None and known.low is not None and low < known.low:
-        remarks.append(f"below {known.low:g}: another scale?")
-    if known is not None and high is not None and known.high is not None and high > known.high:
-        remarks.append(f"above {known.high:g}: another scale?")
-    meaning = known.meaning if known is not None else ""
-    return ColumnFacts(name, str(kind), nulls, low, high, meaning, "; ".join(remarks))

@@ -24,6 +24,7 @@ from coyo_tools.bundled import bundled
 from coyo_tools.columns import ID
 from coyo_tools.errors import ColumnError, OutputError, RecipeError, SourceError
 from coyo_tools.manifest import IdDigest
+from coyo_tools.pool_files import PoolFileSystem, ServedFile, served_path
 from coyo_tools.source import Source
 
 # 122,880 is DuckDB's own row group. COYO's rows are about 130 bytes compressed, so that parts of
@@ -54,7 +55,7 @@ def open_session(
         threads: how many threads; default all cores.
 
     Raises:
-        OutputError: the memory limit can't be understood.
+        OutputError: the memory limit can't be understood, or is too low for what is done.
         KeyboardInterrupt: Ctrl-C during a query.
     """
     spill_parent = output if output is not None else Path(tempfile.gettempdir())
@@ -71,18 +72,24 @@ def open_session(
                 f"DuckDB refuses --memory {memory}: {engine_message(error)}",
                 "Write the memory like 2GB or 500MB.",
             ) from error
-        with connection:
+        with connection, _memory_errors():
             connection.execute(read_sql("macros.sql"))
             connection.execute(read_sql("layouts.sql"))
+            served = _serve_remote(connection, source)
             pool_relation(connection, source).create_view("pool")
-            files = [_engine_path(file) for file in source.files]
+            files = _engine_paths(source)
             writable = [spill] if output is None else [spill, str(output.absolute())]
             connection.execute("SET allowed_paths = $paths", {"paths": files})
             connection.execute("SET allowed_directories = $directories", {"directories": writable})
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
-            with _interruptible(connection):
-                yield connection
+            try:
+                with _interruptible(connection):
+                    yield connection
+            except Exception as error:
+                if served is not None and served.fault is not None:
+                    raise served.fault from error  # DuckDB passes on what it says, not what it is
+                raise
 
 
 def pool_relation(
@@ -98,7 +105,10 @@ def pool_relation(
         source: what to read.
         files: some of ``source.files``; default all.
     """
-    paths = [_engine_path(file) for file in (source.files if files is None else files)]
+    paths = _engine_paths(source)
+    if files is not None:
+        by_file = dict(zip(source.files, paths, strict=True))
+        paths = [by_file[file] for file in files]
     stored = connection.read_parquet(
         paths, union_by_name=source.unify_types, hive_partitioning=False
     )
@@ -113,8 +123,20 @@ def pool_relation(
     return stored.select(*shown)
 
 
-def _engine_path(file: str) -> str:
-    return str(Path(file).absolute())
+def _engine_paths(source: Source) -> list[str]:
+    """Return what DuckDB calls a source's files."""
+    if source.remote:
+        return [served_path(number) for number in range(len(source.files))]
+    return [str(Path(file).absolute()) for file in source.files]
+
+
+def _serve_remote(connection: duckdb.DuckDBPyConnection, source: Source) -> PoolFileSystem | None:
+    if not source.remote:
+        return None
+    files = zip(source.files, source.file_bytes, source.tails, source.reads, strict=True)
+    system = PoolFileSystem([ServedFile(*file) for file in files])
+    connection.register_filesystem(system)
+    return system
 
 
 @contextlib.contextmanager
@@ -151,6 +173,17 @@ def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         os.close(read_end)
 
 
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise OutputError(
+            f"DuckDB ran out of memory: {engine_message(error)}",
+            "Give it more with --memory, or fewer threads with --threads.",
+        ) from error
+
+
 def read_sql(name: str) -> str:
     """Return one of the shipped SQL files, such as ``"dedupe/exact.sql"``."""
     return (bundled("sql") / name).read_text(encoding="utf-8")
@@ -167,11 +200,8 @@ def recipe_errors(source: Source) -> Iterator[None]:
     """
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise OutputError(
-            f"DuckDB ran out of memory: {engine_message(error)}",
-            "Give it more with --memory, or fewer threads with --threads.",
-        ) from error
+    except duckdb.OutOfMemoryException:
+        raise  # open_session says what to do
     except duckdb.Error as error:
         message = str(error)
         if "No space left" in message:

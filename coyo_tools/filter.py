@@ -216,7 +216,7 @@ def _copies_rows(recipe: Recipe, pool: Source, selection: Selection) -> bool:
         and pool.column_map.plain
         and not pool.unify_types
         and can_copy(pool.schema)
-        and not any("://" in file for file in pool.files)
+        and not pool.remote
     )
 
 

@@ -59,13 +59,16 @@ class _Rule:
 
 @dataclass(frozen=True)
 class _Layout:
+    """``absent`` has, by COYO's name, what may be taken for it, in lower case, and why not."""
+
     name: str
     rules: tuple[_Rule, ...]
-    absent: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-_NOT_PUNSAFE = (
-    "punsafe is LAION's own CLIP-based NSFW probability, another model; it keeps its name"
+_PUNSAFE = (
+    "punsafe",
+    "punsafe is LAION's own CLIP-based NSFW probability, another model; it keeps its name",
 )
 _LAION = _Layout(
     "LAION",
@@ -85,10 +88,11 @@ _LAION = _Layout(
         ),
     ),
     {
-        "nsfw_score_opennsfw2": _NOT_PUNSAFE,
-        "nsfw_score_gantman": _NOT_PUNSAFE,
+        "nsfw_score_opennsfw2": _PUNSAFE,
+        "nsfw_score_gantman": _PUNSAFE,
         "aesthetic_score_laion_v2": (
-            "`aesthetic` is LAION-Aesthetics V1, whose scale is another one; it keeps its name"
+            "aesthetic",
+            "`aesthetic` is LAION-Aesthetics V1, whose scale is another one; it keeps its name",
         ),
     },
 )
@@ -166,7 +170,11 @@ def map_columns(schema: pa.Schema) -> ColumnMap:
     front = [column for column in made if column.name == ID]
     columns = (*front, *shown, *(column for column in made if column.name != ID))
     names = {column.name for column in columns}
-    absent = {name: why for name, why in layout.absent.items() if name not in names}
+    absent = {
+        name: why
+        for name, (stored, why) in layout.absent.items()
+        if name not in names and stored in by_lower
+    }
     return ColumnMap(layout.name, columns, absent)
 
 

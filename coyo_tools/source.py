@@ -7,6 +7,7 @@ file name, before any stage starts.
 
 import glob
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +16,16 @@ import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID
 from coyo_tools.errors import ColumnError, EmptyResultError, SourceError
-from coyo_tools.footers import column_ends, parse_footer, read_footer
+from coyo_tools.footers import ENGINE_TAIL_BYTES, column_ends, footer_of, parse_tail, read_tail
 from coyo_tools.layouts import ColumnMap, map_columns
 from coyo_tools.manifest import MANIFEST, Input, digest_of, read_manifest
+from coyo_tools.remote import find_remote, is_remote
 
 READABLE_KINDS = ("pool", "subset")
 NOTES = "column_notes"  # where a subset's manifest keeps the notes of the pool it was made from
 _GLOB_SIGNS = frozenset("*?[")
 _WHOLE_IN_DOUBLE = 2**53
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,18 @@ class Source:
     fingerprint: str
     notes: Mapping[str, str] = field(default_factory=dict)
     unify_types: bool = False
-    footers: tuple[bytes, ...] = field(default=(), repr=False)
+    tails: tuple[bytes, ...] = field(default=(), repr=False)
+    reads: tuple[Callable[[int, int], bytes], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Column names of the view ``pool``, in order."""
         return tuple(self.schema.names)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the files lie behind urls."""
+        return is_remote(self.files[0])
 
     @property
     def rows(self) -> int:
@@ -57,7 +66,7 @@ class Source:
 
     def metadata(self) -> Iterator[pq.FileMetaData]:
         """Yield what each file's footer says, in order; nothing is read again."""
-        return map(parse_footer, self.footers)
+        return map(parse_tail, self.tails)
 
     def as_input(self, role: str) -> Input:
         """Describe this source for a manifest."""
@@ -75,7 +84,7 @@ class _Found:
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a parquet file, a glob, a directory of parquet files, or a subset.
+    """Open a parquet file, a glob, a directory of parquet files, or a subset; here or behind a url.
 
     A pool with LAION's, DataComp's or COYO-Labeled's columns gets COYO's names. Integers, and
     floats, of different widths in different parts become the widest. The fingerprint covers file
@@ -91,7 +100,7 @@ def open_source(path: str | Path) -> Source:
     found = _find_files(text)
     if not found:
         raise SourceError(f"{text} holds no parquet file.")
-    opened = [_read_footer(file) for file in found]
+    opened = _read_footers(found)
     stored = _common_schema(found, [metadata for _, metadata in opened])
     column_map = map_columns(stored)
     schema = pa.schema([(column.name, column.type) for column in column_map.columns])
@@ -99,8 +108,8 @@ def open_source(path: str | Path) -> Source:
     _check_ids(text, schema, column_map, [metadata for _, metadata in opened])
     notes = {column.name: column.note for column in column_map.columns if column.note}
     prints: list[bytes | str] = []
-    for file, (footer, _) in zip(found, opened, strict=True):
-        prints += [file.name.rpartition("/")[2], str(file.size), footer]
+    for file, (tail, _) in zip(found, opened, strict=True):
+        prints += [file.name.rpartition("/")[2], str(file.size), footer_of(tail)]
         prints += [file.tag] if file.tag else []
     source = Source(
         path=text,
@@ -115,7 +124,8 @@ def open_source(path: str | Path) -> Source:
             not _plain_schema(metadata.schema.to_arrow_schema()).equals(stored)
             for _, metadata in opened
         ),
-        footers=tuple(footer for footer, _ in opened),
+        tails=tuple(tail for tail, _ in opened),
+        reads=tuple(file.read for file in found),
     )
     if source.rows == 0:
         raise EmptyResultError(f"{text} has columns but no rows.")
@@ -123,8 +133,8 @@ def open_source(path: str | Path) -> Source:
 
 
 def _find_files(text: str) -> list[_Found]:
-    if "://" in text:
-        raise SourceError(f"{text} is a remote address; only local files can be opened so far.")
+    if is_remote(text):
+        return [_Found(file.url, file.size, file.read, file.tag) for file in find_remote(text)]
     return [_local(path) for path in _find_paths(text)]
 
 
@@ -135,6 +145,14 @@ def _local(path: Path) -> _Found:
             return file.read(end - start)
 
     return _Found(str(path), path.stat().st_size, read)
+
+
+def _read_footers(found: list[_Found]) -> list[tuple[bytes, pq.FileMetaData]]:
+    """Read every file's footer; those behind urls side by side, since it is waiting mostly."""
+    if not is_remote(found[0].name):
+        return [_read_footer(file) for file in found]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(_read_footer, found))
 
 
 def _find_paths(text: str) -> list[Path]:
@@ -171,7 +189,7 @@ def _files_of_directory(path: Path) -> list[Path]:
 def _inherited_notes(text: str) -> dict[str, str]:
     """Return the notes of the pool that a subset was made from, as its manifest keeps them."""
     directory = Path(text)
-    if "://" in text or not (directory / MANIFEST).is_file():
+    if is_remote(text) or not (directory / MANIFEST).is_file():
         return {}
     notes = read_manifest(directory).details.get(NOTES, {})
     if not isinstance(notes, dict):
@@ -180,10 +198,11 @@ def _inherited_notes(text: str) -> dict[str, str]:
 
 
 def _read_footer(file: _Found) -> tuple[bytes, pq.FileMetaData]:
-    """Return the raw bytes of a parquet file's footer and what they say."""
+    """Return a parquet file's last bytes and what its footer says."""
     try:
-        footer = read_footer(file.size, file.read)
-        return footer, parse_footer(footer)
+        keep = ENGINE_TAIL_BYTES if is_remote(file.name) else 0
+        tail = read_tail(file.size, file.read, keep=keep)
+        return tail, parse_tail(tail)
     except (ValueError, OSError) as error:
         raise SourceError(
             f"{file.name} is not a readable parquet file: {error}.",

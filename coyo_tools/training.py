@@ -194,6 +194,8 @@ def _ids_path(subset: Source | None) -> Path | None:
     """Return what coyo_align reads ids from: a parquet file, or the folder of the parts."""
     if subset is None:
         return None
+    if subset.remote:
+        raise SourceError(f"{subset.path} is remote.", "Training reads ids from a local subset.")
     files = [Path(file) for file in subset.files]
     if len(files) == 1:
         return files[0]

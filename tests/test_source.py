@@ -76,11 +76,6 @@ def test_a_folder_without_parquet_says_so(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_a_remote_address_says_that_it_is_one() -> None:
-    with pytest.raises(SourceError, match="hf://datasets/x is a remote address"):
-        open_source("hf://datasets/x")
-
-
 def test_files_directories_and_globs_open_the_same_rows(tmp_path: Path) -> None:
     for number in range(3):
         write_pool(tmp_path / f"part-{number}.parquet", id=[2 * number, 2 * number + 1])

@@ -66,25 +66,39 @@ def dedupe_command(
 
 def info_command(
     source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    scan: Annotated[
+        bool,
+        typer.Option("--scan", help="Read every row: exact nulls, NaNs, ranges; ids are checked."),
+    ] = False,
+    memory: Memory = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Show a pool's schema, rows, nulls and ranges, from the parquet footers alone."""
     from coyo_tools.describe import describe_pool
 
-    facts = describe_pool(source)
+    facts = describe_pool(source, scan=scan, memory=memory, threads=threads)
     if as_json:
         print_json(asdict(facts))
         return
     print_table(
-        ["column", "type", "nulls", "min", "max", "meaning", "remark"],
+        ["column", "type", "nulls", *(["NaN"] if scan else []), "min", "max", "meaning", "remark"],
         [
-            [column.name, column.type, column.nulls, column.low, column.high]
-            + [column.meaning, column.remark]
+            [column.name, column.type, column.nulls, *([column.nans] if scan else [])]
+            + [column.low, column.high, column.meaning, column.remark]
             for column in facts.columns
         ],
     )
+    for name, why in facts.absent.items():
+        say(f"note: no {name}: {why}.")
+    if facts.ids is not None:
+        say(
+            f"ids: {facts.ids.missing:,} rows have none, {facts.ids.doubled_ids:,} stand on more "
+            f"than one row ({facts.ids.doubled_rows:,} rows)"
+        )
     files = "file" if facts.files == 1 else "files"
-    say(f"{facts.rows:,} rows in {facts.files} parquet {files}, {facts.bytes / 1e6:,.1f} MB")
+    size = f"{facts.bytes / 1e6:,.1f} MB"
+    say(f"{facts.rows:,} rows in {facts.files} parquet {files}, {size}, columns of {facts.layout}")
     if facts.manifest is not None:
         made = facts.manifest
         sources = ", ".join(item.path for item in made.inputs)
@@ -133,5 +147,7 @@ def register(app: typer.Typer) -> None:
             "coyo dedupe clean -o unique-pairs --by url,text",
         ),
     )(dedupe_command)
-    app.command("info", epilog=examples("coyo info coyo/", "coyo info clean --json"))(info_command)
+    app.command("info", epilog=examples("coyo info coyo/", "coyo info clean --scan --json"))(
+        info_command
+    )
     app.add_typer(recipes_app, name="recipes")

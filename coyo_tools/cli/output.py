@@ -12,7 +12,10 @@ import typer
 
 from coyo_tools.progress import Progress
 
-SOURCE_HELP = "A parquet file, a quoted glob, a directory of parquet files, or a subset."
+SOURCE_HELP = (
+    "A parquet file, a quoted glob, a directory of parquet files, or a subset; here or under "
+    "s3://, https:// or hf://datasets/."
+)
 
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
