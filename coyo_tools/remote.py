@@ -22,6 +22,7 @@ from coyo_tools.errors import CoyoError, MissingExtraError, SourceError
 SCHEMES = ("s3", "https", "http", "hf")
 _GLOB_SIGNS = frozenset("*?[")
 _MANIFEST = "manifest.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # botocore waits a minute for a connection and tries five times; a wrong endpoint should be told
 # sooner, a busy server still gets three tries.
 _S3_CONFIG = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
@@ -45,13 +46,14 @@ def is_remote(address: str) -> bool:
     return "://" in address
 
 
-def find_remote(addresses: str) -> list[RemoteFile]:
+def find_remote(addresses: str, *, token: str | None = None) -> list[RemoteFile]:
     """List the parquet files that an address names, in order of their names.
 
     Args:
         addresses: a url of a file, of a directory or with a glob (https: where the server lists its
             directories), ``hf://datasets/OWNER/NAME[@REVISION][/PATH]``, or several urls with
             spaces between.
+        token: the hub's; default HF_TOKEN or the login's.
 
     Raises:
         SourceError: nothing there, no access, no network.
@@ -59,8 +61,9 @@ def find_remote(addresses: str) -> list[RemoteFile]:
     """
     found = []
     for address in addresses.split():
-        with _network_errors(address):
-            files = _OPENERS[_scheme(address)](address)
+        with network_errors(address):
+            hub = _scheme(address) == "hf"
+            files = _find_hub(address, token) if hub else _OPENERS[_scheme(address)](address)
         if not files:
             raise SourceError(f"{address} holds no *.parquet file.")
         found += files
@@ -69,10 +72,10 @@ def find_remote(addresses: str) -> list[RemoteFile]:
 
 def _scheme(address: str) -> str:
     scheme = urlsplit(address).scheme
-    if scheme not in _OPENERS:
+    if scheme not in SCHEMES:
         raise SourceError(
             f"{address} has a scheme that can't be opened: {scheme}.",
-            f"Known are {', '.join(f'{name}://' for name in _OPENERS)}",
+            f"Known are {', '.join(f'{name}://' for name in SCHEMES)}.",
         )
     return scheme
 
@@ -113,12 +116,13 @@ def _find_http(address: str) -> list[RemoteFile]:
     return found
 
 
-def _find_hub(address: str) -> list[RemoteFile]:
+def _find_hub(address: str, token: str | None) -> list[RemoteFile]:
     from huggingface_hub import HfApi, RepoFile
 
     repo, revision, path = split_hub(address)
-    hub = HfApi()
-    commit = hub.dataset_info(repo, revision=revision).sha
+    hub = HfApi(token=token)
+    pinned = revision is not None and _COMMIT.fullmatch(revision)
+    commit = revision if pinned else hub.dataset_info(repo, revision=revision).sha
 
     def listed(folder: str, *, recursive: bool) -> list[RepoFile]:
         items = hub.list_repo_tree(
@@ -147,7 +151,7 @@ def _find_hub(address: str) -> list[RemoteFile]:
             url=f"hf://datasets/{repo}@{commit}/{item.path}",
             size=item.size,
             tag=item.lfs.sha256 if item.lfs else item.blob_id,
-            read=_hub_ranges(repo, commit, item.path, address),
+            read=_hub_ranges(repo, commit, item.path, address, token),
         )
         for item in sorted(files, key=lambda item: item.path)
     ]
@@ -193,13 +197,15 @@ def _listed(files: Any, address: str) -> dict[str, dict[str, Any]]:
 
 def _ranges(files: Any, name: str, url: str) -> Callable[[int, int], bytes]:
     def read(start: int, end: int) -> bytes:
-        with _network_errors(url):
+        with network_errors(url):
             return _whole(bytes(files.cat_file(name, start=start, end=end)), start, end, url)
 
     return read
 
 
-def _hub_ranges(repo: str, commit: str | None, path: str, url: str) -> Callable[[int, int], bytes]:
+def _hub_ranges(
+    repo: str, commit: str | None, path: str, url: str, token: str | None
+) -> Callable[[int, int], bytes]:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -210,8 +216,8 @@ def _hub_ranges(repo: str, commit: str | None, path: str, url: str) -> Callable[
     place = hf_hub_url(repo, path, repo_type="dataset", revision=commit)
 
     def read(start: int, end: int) -> bytes:
-        headers = build_hf_headers() | {"range": f"bytes={start}-{end - 1}"}
-        with _network_errors(url):
+        headers = build_hf_headers(token=token) | {"range": f"bytes={start}-{end - 1}"}
+        with network_errors(url):
             response = http_backoff(
                 "GET", place, headers=headers, timeout=60, follow_redirects=True
             )
@@ -231,11 +237,11 @@ def _whole(raw: bytes, start: int, end: int, url: str) -> bytes:
     return raw
 
 
-_OPENERS = {"s3": _find_s3, "https": _find_http, "http": _find_http, "hf": _find_hub}
+_OPENERS = {"s3": _find_s3, "https": _find_http, "http": _find_http}
 _DOWNLOAD = "Download the files and open the directory."
 
 
-class _network_errors:  # noqa: N801
+class network_errors:  # noqa: N801
     """Turn what a network library raises into a ``SourceError`` that says what to do."""
 
     def __init__(self, url: str) -> None:
