@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from coyo_tools.errors import ColumnError, MissingExtraError, SourceError
 from coyo_tools.footers import ENGINE_TAIL_BYTES, parse_tail, read_tail
 from coyo_tools.pool_files import PoolFileSystem, ServedFile, served_path
-from coyo_tools.remote import find_remote, network_errors
+from coyo_tools.remote import asked_again, find_remote, network_errors
 
 Place = dict[str, Any]
 """Where to go on, as JSON can hold it; empty at the start."""
@@ -60,12 +60,13 @@ def open_split(repo: str, *, split: str, revision: str | None, token: str | None
 
     address = f"hf://datasets/{repo}" + (f"@{revision}" if revision else "")
     with network_errors(address):
-        commit = str(HfApi(token=token).dataset_info(repo, revision=revision).sha)
+        hub = HfApi(token=token)
+        commit = str(asked_again(lambda: hub.dataset_info(repo, revision=revision), address).sha)
         try:
             builder = datasets.load_dataset_builder(repo, revision=commit, token=token)
         except datasets.exceptions.DatasetNotFoundError:
             # The commit was found, so it is access that is wanting; datasets hides which.
-            HfApi(token=token).auth_check(repo, repo_type="dataset")
+            hub.auth_check(repo, repo_type="dataset")
             raise
         except (FileNotFoundError, ValueError) as error:
             raise SourceError(f"`datasets` can't read {address}: {error}") from error
@@ -153,19 +154,22 @@ def _check_columns(wanted: Sequence[str], there: Sequence[str], url: str) -> Non
 
 
 class retelling:  # noqa: N801
-    """Pass on what huggingface_hub says of errors it tries again after, waits included."""
+    """Pass on what is logged about faults that are tried again after, waits included."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self._logger = logging.getLogger("huggingface_hub.utils._http")
+        names = ("huggingface_hub.utils._http", "coyo_tools.remote")
+        self._loggers = [logging.getLogger(name) for name in names]
         self._handler = _Told(tell)
 
     def __enter__(self) -> None:
-        self._logger.addHandler(self._handler)
-        self._logger.propagate = False
+        for logger in self._loggers:
+            logger.addHandler(self._handler)
+            logger.propagate = False
 
     def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self._handler)
-        self._logger.propagate = True
+        for logger in self._loggers:
+            logger.removeHandler(self._handler)
+            logger.propagate = True
 
 
 class _Told(logging.Handler):

@@ -8,23 +8,32 @@ sees of the files, is the business of pool_files.py.
 
 import fnmatch
 import itertools
+import logging
 import posixpath
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec.utils import glob_translate
 
 from coyo_tools.errors import CoyoError, MissingExtraError, SourceError
 
+Answer = TypeVar("Answer")
+
+_logger = logging.getLogger(__name__)
+
 SCHEMES = ("s3", "https", "http", "hf")
 _GLOB_SIGNS = frozenset("*?[")
 _MANIFEST = "manifest.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_BETWEEN = re.compile(r"\s+(?=[a-z0-9]+://)")  # a key on S3 may have spaces itself
 # botocore waits a minute for a connection and tries five times; a wrong endpoint should be told
 # sooner, a busy server still gets three tries.
+_WAITS = (0.5, 2, 8)
+_MAY_PASS = frozenset({429, 500, 502, 503, 504})
 _S3_CONFIG = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
 
 
@@ -60,7 +69,7 @@ def find_remote(addresses: str, *, token: str | None = None) -> list[RemoteFile]
         MissingExtraError: the scheme's library is not installed.
     """
     found = []
-    for address in addresses.split():
+    for address in _BETWEEN.split(addresses.strip()):
         with network_errors(address):
             hub = _scheme(address) == "hf"
             files = _find_hub(address, token) if hub else _OPENERS[_scheme(address)](address)
@@ -72,6 +81,11 @@ def find_remote(addresses: str, *, token: str | None = None) -> list[RemoteFile]
 
 def _scheme(address: str) -> str:
     scheme = urlsplit(address).scheme
+    if "@" in urlsplit(address).netloc and scheme in ("http", "https"):
+        raise SourceError(
+            "The url has a user or password in it, which would end up in manifests and messages.",
+            "Put them into ~/.netrc and leave them out of the url.",
+        )
     if scheme not in SCHEMES:
         raise SourceError(
             f"{address} has a scheme that can't be opened: {scheme}.",
@@ -102,7 +116,8 @@ def _find_http(address: str) -> list[RemoteFile]:
         from fsspec.implementations.http import HTTPFileSystem
     except ImportError as error:
         raise MissingExtraError(f"{address}", "remote", "aiohttp") from error
-    files = HTTPFileSystem(use_listings_cache=False)
+    # As any tool, through the proxies of the environment and with ~/.netrc.
+    files = HTTPFileSystem(use_listings_cache=False, client_kwargs={"trust_env": True})
     path = urlsplit(address).path
     several = _GLOB_SIGNS & set(posixpath.basename(path)) or path.endswith("/")
     names = list(_listed(files, address)) if several else [address]
@@ -122,7 +137,11 @@ def _find_hub(address: str, token: str | None) -> list[RemoteFile]:
     repo, revision, path = split_hub(address)
     hub = HfApi(token=token)
     pinned = revision is not None and _COMMIT.fullmatch(revision)
-    commit = revision if pinned else hub.dataset_info(repo, revision=revision).sha
+    commit = (
+        revision
+        if pinned
+        else asked_again(lambda: hub.dataset_info(repo, revision=revision), address).sha
+    )
 
     def listed(folder: str, *, recursive: bool) -> list[RepoFile]:
         items = hub.list_repo_tree(
@@ -137,7 +156,9 @@ def _find_hub(address: str, token: str | None) -> list[RemoteFile]:
     elif not path:
         files = [item for item in listed("", recursive=True) if item.path.endswith(".parquet")]
     else:
-        found = hub.get_paths_info(repo, [path], revision=commit, repo_type="dataset")
+        found = asked_again(
+            lambda: hub.get_paths_info(repo, [path], revision=commit, repo_type="dataset"), address
+        )
         if not found:
             raise SourceError(f"{address} does not exist.", "Check the path behind the data set.")
         if isinstance(found[0], RepoFile):
@@ -198,9 +219,44 @@ def _listed(files: Any, address: str) -> dict[str, dict[str, Any]]:
 def _ranges(files: Any, name: str, url: str) -> Callable[[int, int], bytes]:
     def read(start: int, end: int) -> bytes:
         with network_errors(url):
-            return _whole(bytes(files.cat_file(name, start=start, end=end)), start, end, url)
+            raw = asked_again(lambda: files.cat_file(name, start=start, end=end), url)
+            return _whole(bytes(raw), start, end, url)
 
     return read
+
+
+def asked_again(call: Callable[[], Answer], url: str) -> Answer:
+    """Call something that uses the network, and again after a fault that may pass.
+
+    Waits as long as the server asks for (Retry-After), else half a second, two, eight; each wait is
+    logged as a warning, which reaches stderr.
+    """
+    for usual in _WAITS:
+        try:
+            return call()
+        except Exception as error:
+            status = _status(error)
+            if status not in _MAY_PASS and not (status is None and _is_network(error)):
+                raise
+            wait = max(usual, _retry_after(error))
+            reason = f"answered {status}" if status else f"broke off ({_first_line(error)})"
+            _logger.warning("%s %s; asking again in %g s", url, reason, wait)
+            time.sleep(wait)
+    return call()
+
+
+def _is_network(error: Exception) -> bool:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError"})
+
+
+def _retry_after(error: BaseException) -> float:
+    """Return the seconds that a server asks to wait, 0 if it doesn't."""
+    headers = getattr(error, "headers", None) or getattr(
+        getattr(error, "response", None), "headers", None
+    )
+    value = str((headers or {}).get("retry-after", ""))
+    return float(value) if value.isdecimal() else 0.0
 
 
 def _hub_ranges(

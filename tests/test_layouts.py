@@ -14,7 +14,7 @@ import pytest
 from making import coyo, read_ids, write_pool
 
 from coyo_tools.columns import text_length, word_count
-from coyo_tools.engine import open_session, read_sql
+from coyo_tools.engine import open_session, pool_relation, read_sql
 from coyo_tools.errors import ColumnError, SourceError
 from coyo_tools.filter import filter_pool
 from coyo_tools.source import open_source
@@ -164,6 +164,14 @@ def test_pruning_reaches_renamed_columns(tmp_path: Path) -> None:
         ).fetchall()
     assert "similarity > 0.4" in rows[0][1]
     assert "Row Groups Scanned: 1 / 3" in rows[0][1]
+
+
+def test_another_cursor_sees_the_same_pool(tmp_path: Path) -> None:
+    source = open_source(pool_of(tmp_path / "pool.parquet", DATACOMP))
+    with open_session(source) as session, session.cursor() as cursor:
+        assert cursor.sql("SELECT word_count FROM pool").fetchall() == [(3,), (2,), (None,)]
+        ids = pool_relation(cursor, source).select("id").fetchall()
+    assert ids == [(7,), (2**63 - 1,), (8,)]
 
 
 def test_uids_become_63_bits(tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_a_killed_fetch_goes_on_and_ends_with_the_same_rows(stand: Stand, tmp_pa
 
 
 def test_a_busy_hub_is_asked_again_and_the_wait_is_told(stand: Stand, tmp_path: Path) -> None:
+    first: list[tuple[int, dict[str, str]]] = [(502, {})]
     answers: list[tuple[int, dict[str, str]] | None] = [
         None,
         (429, {"retry-after": "1"}),
@@ -163,6 +164,8 @@ def test_a_busy_hub_is_asked_again_and_the_wait_is_told(stand: Stand, tmp_path: 
     ]
 
     def busy(_: str, path: str) -> tuple[int, dict[str, str]] | None:
+        if path == "/api/datasets/kakaobrain/coyo-700m":
+            return first.pop() if first else None
         return answers.pop(0) if answers and path.endswith("-of-00003.parquet") else None
 
     stand.hub.before = busy
@@ -171,6 +174,7 @@ def test_a_busy_hub_is_asked_again_and_the_wait_is_told(stand: Stand, tmp_path: 
     assert not answers
     assert "Waiting 2.0s" in ran.stderr  # Retry-After and one more
     assert "HTTP Error 503" in ran.stderr
+    assert "answered 502; asking again" in ran.stderr
     assert rows_of(tmp_path / "pool").height == 10
 
 

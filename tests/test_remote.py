@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from coyo_tools.filter import filter_pool
 from coyo_tools.remote import explain, find_remote, split_hub
 from coyo_tools.source import open_source
 
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ROWS = 60_000  # a file
 GROUP = 20_000
 RULES = "width > 1000 AND clip_similarity_vitl14 > 0.5"
@@ -125,24 +127,20 @@ def test_a_remote_pool_filters_like_a_local_one(
 
 
 @pytest.mark.parametrize("kind", ["s3", "https", "hub"])
-def test_a_file_and_a_directory_are_opened(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_directory_is_opened(kind: str, request: pytest.FixtureRequest) -> None:
     place: Place = request.getfixturevalue(kind)
-    for address, rows in (
-        (f"{place.address}/part-1.parquet", ROWS),
-        (f"{place.address}/", 2 * ROWS),
-    ):
-        ran = coyo("info", address, "--json", **place.environment)
-        assert ran.returncode == 0, ran.stderr
-        facts = json.loads(ran.stdout)
-        assert facts["rows"] == rows
-        assert facts["columns"][2]["high"] == ROWS - 1
+    ran = coyo("info", f"{place.address}/", "--json", **place.environment)
+    assert ran.returncode == 0, ran.stderr
+    facts = json.loads(ran.stdout)
+    assert facts["rows"] == 2 * ROWS
+    assert facts["columns"][2]["high"] == ROWS - 1
 
 
-def test_a_bare_data_set_is_its_parquet_files(hub: Place) -> None:
-    for address in ("hf://datasets/kakaobrain/coyo", "hf://datasets/kakaobrain/coyo@main"):
-        ran = coyo("info", address, "--json", **hub.environment)
-        assert ran.returncode == 0, ran.stderr
-        assert json.loads(ran.stdout)["rows"] == 2 * ROWS
+@pytest.mark.parametrize(("path", "files"), [("", 2), ("@main/data/part-1.parquet", 1)])
+def test_a_bare_data_set_is_its_parquet_files(hub: Place, path: str, files: int) -> None:
+    ran = coyo("info", f"hf://datasets/kakaobrain/coyo{path}", "--json", **hub.environment)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["rows"] == files * ROWS
 
 
 @pytest.mark.parametrize(
@@ -198,11 +196,54 @@ def test_a_server_that_stops_in_the_middle_of_a_scan_is_named(
     assert not names_in(tmp_path)
 
 
+def test_a_fault_that_passes_is_waited_for(
+    web: FileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = iter([(503, {}), (429, {"retry-after": "1"})])
+    web.before = lambda method, _: next(faults, None) if method == "GET" else None
+    assert open_source(web.url("/part-0.parquet")).rows == ROWS
+    assert web.asked.requests["GET /part-0.parquet"] == 3
+    assert "answered 503; asking again in 0.5 s" in caplog.text
+    assert "answered 429; asking again in 2 s" in caplog.text
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated(web: FileServer) -> None:
+    with pytest.raises(SourceError, match="a user or password") as caught:
+        open_source(web.url("/part-0.parquet").replace("//", "//me:secret@"))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "package"),
+    [
+        (["info", "s3://a/b"], "s3fs"),
+        (["info", "https://a.example/b.parquet"], "aiohttp"),
+        (["pool", "get", "a/b", "-o", "pool"], "datasets"),
+    ],
+)
+def test_a_missing_extra_is_named(tmp_path: Path, command: list[str], package: str) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('not here')")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    ran = coyo(*command, cwd=tmp_path, PYTHONPATH=path)
+    assert ran.returncode == 2
+    assert f"needs {package}, which is not installed" in ran.stderr
+    assert 'pip install "coyo-tools[remote]"' in ran.stderr
+
+
 def test_a_server_without_ranges_is_refused(web: FileServer) -> None:
     web.ranges = False
     with pytest.raises(SourceError, match="ranges") as caught:
         open_source(web.url("/part-0.parquet"))
     assert "Download the files" in caught.value.hint
+
+
+def test_a_key_with_spaces_is_one_address(s3: Place, parts: dict[str, bytes]) -> None:
+    keys = {name.lower(): s3.environment[name] for name in KEYS}
+    client = boto3.client("s3", endpoint_url=s3.environment["AWS_ENDPOINT_URL"], **keys)
+    client.put_object(Bucket="pools", Key="my pool/part 0.parquet", Body=parts["part-0.parquet"])
+    ran = coyo("info", "s3://pools/my pool/part 0.parquet", "--json", **s3.environment)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["rows"] == ROWS
 
 
 def test_several_addresses_are_one_pool(web: FileServer) -> None:
@@ -243,6 +284,18 @@ def test_rows_come_in_the_order_of_files_and_rows(web: FileServer) -> None:
         assert ids == [*range(ROWS, 2 * ROWS), *range(ROWS)]
         second = pool_relation(session, source, [source.files[1]])
         assert second.aggregate("min(id), max(id)").fetchall() == [(0, ROWS - 1)]
+
+
+def test_another_cursor_reads_the_same_files(web: FileServer) -> None:
+    source = open_source(web.url("/part-*.parquet"))
+    with open_session(source) as session, session.cursor() as cursor:
+        rows = pool_relation(cursor, source, [source.files[1]]).aggregate("count(*)").fetchall()
+        assert rows == [(ROWS,)]
+
+
+def test_a_signature_in_a_url_is_no_part_of_the_fingerprint(web: FileServer) -> None:
+    one, two = (open_source(web.url(f"/part-0.parquet?sig={sig}")) for sig in ("a", "b"))
+    assert one.fingerprint == two.fingerprint == open_source(web.url("/part-0.parquet")).fingerprint
 
 
 @pytest.mark.parametrize(

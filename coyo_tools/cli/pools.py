@@ -18,7 +18,7 @@ from coyo_tools.cli.output import (
 pool_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
-@pool_app.callback()
+@pool_app.callback(epilog=examples("coyo pool get --help", "coyo pool --help"))
 def pool_command() -> None:
     """Bring pools here from elsewhere."""
 
