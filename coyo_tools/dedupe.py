@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import sqlglot
 from sqlglot import exp
 
 from coyo_tools.columns import ID
@@ -24,7 +23,7 @@ from coyo_tools.engine import (
 )
 from coyo_tools.errors import RecipeError
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
-from coyo_tools.recipe import missing_column, parse_message, refuse_volatile
+from coyo_tools.recipe import missing_column, order_terms
 from coyo_tools.source import Source, open_source
 
 _KEEP_EXAMPLE = 'For example: --keep "clip_similarity_vitl14 DESC"'
@@ -127,24 +126,8 @@ def _candidates(pool: Source, by: tuple[str, ...], keep: str) -> str:
 
 def _keep_order(pool: Source, keep: str) -> exp.Expr:
     """Write an ORDER BY as one sortable key; a NaN counts as NULL, NULLs come last."""
-    try:
-        trees = sqlglot.parse(f"SELECT 1 FROM pool ORDER BY {keep}", read="duckdb")  # noqa: S608
-    except sqlglot.errors.SqlglotError as error:
-        message = f"--keep {keep!r} is not a list of ORDER BY terms: {parse_message(error)}."
-        raise RecipeError(message, _KEEP_EXAMPLE) from error
-    allowed = {"kind", "expressions", "from_", "order"}
-    tree = trees[0]
-    if len(trees) != 1 or tree is None or any(tree.args[key] for key in tree.args.keys() - allowed):
-        raise RecipeError(f"--keep {keep!r} is more than ORDER BY terms.", _KEEP_EXAMPLE)
-    refuse_volatile(tree)
     arguments: list[exp.Expr] = []
-    for term in tree.args["order"].expressions:
-        if term.find(exp.Query) or not term.find(exp.Column):
-            said = f"--keep {keep!r}: {term.sql('duckdb')} does not order rows by their columns."
-            raise RecipeError(said, _KEEP_EXAMPLE)
-        for column in term.find_all(exp.Column):
-            if column.name not in pool.columns:
-                raise missing_column(column.name, pool.columns)
+    for term in order_terms(keep, pool.columns, option="--keep", example=_KEEP_EXAMPLE):
         nulls = "FIRST" if term.args.get("nulls_first") else "LAST"
         direction = "DESC" if term.args.get("desc") else "ASC"
         arguments += [

@@ -1,122 +1,368 @@
-"""Filter: the rows of a pool that a recipe keeps, and what each of its rules removed.
+"""Filter: the rows of a pool that a selection keeps, and what each of its rules removed.
 
-The recipe runs in DuckDB as it stands; a second scan over the rules' columns alone counts what
-every rule bites.
+One scan of the rules' columns judges every row. Where the recipe keeps rows as they are, those that
+passed are copied by their place; every other recipe is run in DuckDB and its result written.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
 import sqlglot
 from sqlglot import exp
 
+from coyo_tools.bites import (
+    Bite,
+    Tally,
+    counted_rules,
+    failed_by,
+    float_columns,
+    judge_rows,
+    verdict_query,
+)
 from coyo_tools.columns import ID
+from coyo_tools.cuts import Cut, Match, parse_sample, sample_keys
 from coyo_tools.engine import (
     count_rows,
     digest_ids,
+    id_numbers,
     open_session,
-    read_sql,
     recipe_errors,
     refuse_duplicate_ids,
     write_parts,
 )
 from coyo_tools.errors import EmptyResultError, RecipeError
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
-from coyo_tools.recipe import Recipe, Rule, check_columns, load_recipe, parse_recipe
-from coyo_tools.source import Source, open_source
+from coyo_tools.progress import Progress, no_progress
+from coyo_tools.ranks import value_at_rank
+from coyo_tools.recipe import Recipe, parse_recipe
+from coyo_tools.rows import KeptRows, can_copy, copy_rows
+from coyo_tools.selection import Resolved, Selection, final_sql, resolve
+from coyo_tools.source import NOTES, Source, open_source
 
-_MOST_RULES = 62  # one bit each of a BIGINT
 _ID_TYPES = frozenset(
     {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 )
+_BATCH_ROWS = 1 << 20
 BEYOND_RULES = "beside the rules: LIMIT, DISTINCT, GROUP BY, a join or a subquery"
+NOT_DRAWN = "not drawn by the sample"
+BEYOND_LIMIT = "beyond the limit"
 
-
-@dataclass(frozen=True)
-class Bite:
-    """What one rule removes, in rows: by itself, after the rules before it, and only it.
-
-    ``null`` rows are among those removed: the rule could not say, mostly for want of a score.
-    """
-
-    rule: str
-    reason: str
-    alone: int
-    in_order: int
-    only: int
-    null: int
+Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class FilterResult:
-    """What a filter did; ``beyond_where`` rows fell to what a recipe has beside its rules."""
+    """What a filter did.
+
+    ``beyond_where`` rows fell to what a recipe has beside its rules, ``not_drawn`` to the sample,
+    ``beyond_limit`` to the limit.
+    """
 
     output: Path
     rows_in: int
     rows_out: int
     bites: tuple[Bite, ...]
     beyond_where: int
+    not_drawn: int
+    beyond_limit: int
+    cuts: tuple[Cut, ...]
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a selection would do to a pool: ``rows_out`` pass all its rules."""
+
+    recipe: str
+    sql: str
+    rows_in: int
+    rows_out: int
+    bites: tuple[Bite, ...]
+    cuts: tuple[Cut, ...]
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What was written, and how many rows went where after the rules."""
+
+    parts: list[Path]
+    sql: str
+    beyond_where: int
+    not_drawn: int
+    beyond_limit: int
 
 
 def filter_pool(
     source: str | Path,
-    recipe: str,
+    selection: Selection | str,
     output: Path,
     *,
     overwrite: bool = False,
     memory: str | None = None,
     threads: int | None = None,
+    on_progress: Progress = no_progress,
 ) -> FilterResult:
-    """Write the rows of ``source`` that ``recipe`` keeps as a subset.
+    """Write the rows of ``source`` that ``selection`` keeps as a subset.
 
-    Rows keep the pool's order and all that the recipe selects; ``id`` must be among it and stay
-    unique. Nothing is written unless everything holds.
+    Rows keep the pool's order unless another is asked for, and all that the recipe selects; ``id``
+    must be among it and stay unique. Nothing is written unless everything holds. The same pool and
+    selection give the same bytes.
 
     Raises:
         CoyoError: of the kind that says which of source, recipe or output is at fault.
     """
     watch = Stopwatch()
     pool = open_source(source)
-    parsed = load_recipe(recipe)
-    check_columns(parsed, pool.columns)
+    wanted = Selection(recipes=(selection,)) if isinstance(selection, str) else selection
     with (
         new_artifact(output, overwrite=overwrite) as directory,
         open_session(pool, output=directory, memory=memory, threads=threads) as session,
     ):
-        bites, passing = _measure_bites(session, pool, parsed)
-        with recipe_errors(pool):
-            relation = session.sql(parsed.sql)
-            _refuse_without_ids(relation)
-            parts = write_parts(relation, directory)
-        written = session.read_parquet([str(part.absolute()) for part in parts])
-        place = pool.path if parsed.where_decides else "the recipe's result"
-        refuse_duplicate_ids(session, written, place)
-        if not parsed.where_decides:
-            _refuse_foreign_ids(session, written)
-        digest = digest_ids(parts)
+        resolved = resolve(session, pool, wanted)
+        bites, kept = _judge(session, pool, resolved.recipe)
+        passing = kept.count
+        if passing == 0 and bites:
+            raise _nothing_left(session, pool, resolved.recipe, bites, passing)
+        if _copies_rows(resolved.recipe, pool, wanted):
+            written = _copy(session, pool, resolved, wanted, kept, directory, on_progress)
+        else:
+            written = _run(session, pool, resolved, wanted, passing, directory)
+        digest = digest_ids(written.parts)
+        rows = session.read_parquet([str(part.absolute()) for part in written.parts])
+        if not digest.ascending:
+            place = pool.path if resolved.recipe.where_decides else "the recipe's result"
+            refuse_duplicate_ids(session, rows, place)
+        if not resolved.recipe.where_decides:
+            _refuse_foreign_ids(session, rows)
         if digest.count == 0:
-            raise _nothing_left(session, pool, parsed, bites, passing)
-        beyond = max(passing - digest.count, 0)
+            raise _nothing_left(session, pool, resolved.recipe, bites, passing)
         write_manifest(
             directory,
             Manifest(
                 kind="subset",
-                parameters={"stage": "filter", "recipe": parsed.name},
-                inputs=[pool.as_input("pool")],
+                parameters=_parameters(resolved, wanted),
+                inputs=[pool.as_input("pool"), *resolved.inputs],
                 rows_in=pool.rows,
                 rows_out=digest.count,
-                lost=_losses(bites, beyond),
+                lost=_losses(bites, written),
                 id_digest=digest.hexdigest(),
                 seconds=watch.seconds(),
-                details={"bites": [asdict(bite) for bite in bites]},
-                sql=parsed.sql,
+                details={
+                    "bites": [asdict(bite) for bite in bites],
+                    "cuts": [asdict(cut) for cut in resolved.cuts],
+                    "matches": [asdict(match) for match in resolved.matches],
+                    NOTES: dict(pool.notes),
+                },
+                sql=written.sql,
             ),
         )
-    return FilterResult(output, pool.rows, digest.count, tuple(bites), beyond)
+    return FilterResult(
+        output,
+        pool.rows,
+        digest.count,
+        tuple(bites),
+        written.beyond_where,
+        written.not_drawn,
+        written.beyond_limit,
+        resolved.cuts,
+        resolved.matches,
+    )
+
+
+def explain_pool(
+    source: str | Path,
+    selection: Selection | str,
+    *,
+    memory: str | None = None,
+    threads: int | None = None,
+) -> Explained:
+    """Tell what each rule of a selection removes from a pool, without writing anything.
+
+    Raises:
+        CoyoError: of the kind that says which of source or recipe is at fault.
+    """
+    pool = open_source(source)
+    wanted = Selection(recipes=(selection,)) if isinstance(selection, str) else selection
+    with open_session(pool, memory=memory, threads=threads) as session:
+        resolved = resolve(session, pool, wanted)
+        if not resolved.recipe.rules:
+            raise RecipeError(
+                f"The recipe {resolved.recipe.name} has no rules to explain.",
+                "Only the WHERE of a SELECT from pool itself is made of rules.",
+            )
+        bites, kept = _judge(session, pool, resolved.recipe)
+        return Explained(
+            resolved.recipe.name,
+            final_sql(resolved.recipe, pool, wanted, None),
+            pool.rows,
+            kept.count,
+            tuple(bites),
+            resolved.cuts,
+            resolved.matches,
+        )
+
+
+def _copies_rows(recipe: Recipe, pool: Source, selection: Selection) -> bool:
+    """Say whether the rows that pass are written just as they are stored."""
+    return (
+        recipe.whole_rows
+        and selection.order_by is None
+        and pool.column_map.plain
+        and not pool.unify_types
+        and can_copy(pool.schema)
+        and not pool.remote
+    )
+
+
+def _judge(
+    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe
+) -> tuple[list[Bite], KeptRows]:
+    """Judge every row of the pool; return the bite of each rule, and which rows pass them all."""
+    rules = counted_rules(recipe)
+    kept = KeptRows(pool.rows)
+    if not rules:
+        for start in range(0, pool.rows, _BATCH_ROWS):
+            kept.append(np.ones(min(_BATCH_ROWS, pool.rows - start), dtype=np.bool_))
+        return [], kept
+    tally = Tally(len(rules))
+    with recipe_errors(pool):
+        for codes in judge_rows(session, recipe, rules, float_columns(pool)):
+            tally.add(codes)
+            kept.append(codes == 0)
+    return tally.bites(rules, pool.notes), kept
+
+
+def _copy(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    resolved: Resolved,
+    selection: Selection,
+    kept: KeptRows,
+    directory: Path,
+    on_progress: Progress,
+) -> _Written:
+    """Copy the kept rows, or the sample or first of them, by their place in the pool."""
+    passing = kept.count
+    threshold = None
+    if selection.sample is not None:
+        threshold = _threshold(
+            lambda: (ids[verdicts] for ids, verdicts in _with_verdicts(session, kept)),
+            passing,
+            selection,
+        )
+    drawn_rows = passing if threshold is None else _drawn(passing, selection)
+    if threshold is not None or selection.limit is not None:
+        chosen = KeptRows(pool.rows)
+        left = pool.rows if selection.limit is None else selection.limit
+        for ids, verdicts in _with_verdicts(session, kept):
+            drawn = verdicts
+            if threshold is not None:
+                drawn = drawn & (sample_keys(ids, selection.seed) <= np.uint64(threshold))
+            drawn = drawn & (np.cumsum(drawn) <= left)
+            left -= int(np.count_nonzero(drawn))
+            chosen.append(drawn)
+        kept = chosen
+    files = [Path(file) for file in pool.files]
+    return _Written(
+        copy_rows(files, pool.file_rows, kept, directory, on_progress),
+        final_sql(resolved.recipe, pool, selection, threshold),
+        beyond_where=0,
+        not_drawn=passing - drawn_rows,
+        beyond_limit=drawn_rows - kept.count,
+    )
+
+
+def _run(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    resolved: Resolved,
+    selection: Selection,
+    passing: int,
+    directory: Path,
+) -> _Written:
+    """Run the recipe and write its result."""
+    recipe = resolved.recipe
+    with recipe_errors(pool):
+        result = session.sql(final_sql(recipe, pool, Selection(), None))
+        _refuse_without_ids(result)
+        thinned = selection.sample is not None or selection.limit is not None
+        rows = count_rows(result) if thinned and not recipe.where_decides else passing
+        threshold = None
+        if selection.sample is not None:
+            threshold = _threshold(lambda: _ids_of(result.select(ID)), rows, selection)
+        sql = final_sql(recipe, pool, selection, threshold)
+        parts = write_parts(session.sql(sql), directory)
+    written = sum(pq.read_metadata(part).num_rows for part in parts)
+    if not thinned:
+        rows = written
+    drawn = rows if threshold is None else _drawn(rows, selection)
+    return _Written(
+        parts,
+        sql,
+        beyond_where=max(passing - rows, 0),
+        not_drawn=rows - drawn,
+        beyond_limit=drawn - written,
+    )
+
+
+def _threshold(batches: Callable[[], Iterator[Ids]], rows: int, selection: Selection) -> int | None:
+    """Find the greatest sample key that is drawn of so many rows; None if every row is."""
+    wanted = _drawn(rows, selection)
+    if wanted >= rows:
+        return None
+    keys = value_at_rank(
+        lambda: (sample_keys(ids, selection.seed) for ids in batches()), lambda _: wanted - 1
+    )
+    return int(keys.value) if keys is not None else None
+
+
+def _drawn(rows: int, selection: Selection) -> int:
+    asked = parse_sample(selection.sample or "1.0")
+    return min(rows, asked if isinstance(asked, int) else max(1, round(asked * rows)))
+
+
+def _ids_of(relation: duckdb.DuckDBPyRelation) -> Iterator[Ids]:
+    for batch in relation.to_arrow_reader(_BATCH_ROWS):
+        yield id_numbers(batch.column(0))
+
+
+def _with_verdicts(
+    session: duckdb.DuckDBPyConnection, kept: KeptRows
+) -> Iterator[tuple[Ids, npt.NDArray[np.bool_]]]:
+    place = 0
+    for ids in _ids_of(session.view("pool").select(ID)):
+        yield ids, kept.between(place, place + len(ids))
+        place += len(ids)
+
+
+def _parameters(resolved: Resolved, selection: Selection) -> dict[str, object]:
+    """Return what ``coyo verify`` needs to do it all again."""
+    return {
+        "stage": "filter",
+        "recipe": resolved.recipe.name,
+        "query": resolved.query,
+        "top_of": selection.top_of,
+        "sample": selection.sample,
+        "seed": selection.seed,
+        "order_by": selection.order_by,
+        "limit": selection.limit,
+    }
 
 
 def _refuse_without_ids(result: duckdb.DuckDBPyRelation) -> None:
+    names = [name.lower() for name in result.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(
+            f"The recipe's result has two columns called `{twice}`.",
+            "Name what it selects, or give one of them another name with AS.",
+        )
     if ID not in result.columns:
         raise RecipeError(
             f"The recipe's result has no column `{ID}`.",
@@ -143,95 +389,26 @@ def _refuse_foreign_ids(
 def failed_rules(pool: Source, sql: str, ids: list[int]) -> dict[int, list[str]]:
     """Say of some rows of a pool which rules of a recipe they fail."""
     recipe = parse_recipe(sql, name="recipe")
-    rules = _counted_rules(recipe)
+    rules = counted_rules(recipe)
     if not rules or not ids:
         return {}
     wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
     with open_session(pool) as session, recipe_errors(pool):
-        rows = session.sql(_verdicts(recipe, rules)).filter(wanted).select("id, failed").fetchall()
-    return {
-        id_: [rule.sql for number, rule in enumerate(rules) if failed & (1 << number)]
-        for id_, failed in rows
-    }
+        query = verdict_query(recipe, rules, float_columns(pool), with_ids=True)
+        rows = session.sql(query).filter(wanted).fetchall()
+    return {int(id_): failed_by(codes, rules) for id_, *codes in rows}
 
 
-def _counted_rules(recipe: Recipe) -> tuple[Rule, ...]:
-    """Return the rules, the last of very many drawn together into one."""
-    if len(recipe.rules) <= _MOST_RULES:
-        return recipe.rules
-    rest = " AND ".join(f"({rule.sql})" for rule in recipe.rules[_MOST_RULES - 1 :])
-    return (*recipe.rules[: _MOST_RULES - 1], Rule(rest, "all further rules"))
-
-
-def _measure_bites(
-    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe
-) -> tuple[list[Bite], int]:
-    """Return the bite of each rule, and how many rows pass them all."""
-    rules = _counted_rules(recipe)
-    if not rules:
-        return [], pool.rows
-    with recipe_errors(pool):
-        session.sql(_verdicts(recipe, rules)).create_view("verdicts", replace=True)
-        counts: list[tuple[int, int, int]] = session.sql(read_sql("stats/verdicts.sql")).fetchall()
-    bites = []
-    for number, rule in enumerate(rules):
-        bit = 1 << number
-        before = bit - 1
-        bites.append(
-            Bite(
-                rule=rule.sql,
-                reason=rule.reason,
-                alone=sum(rows for failed, _, rows in counts if failed & bit),
-                in_order=sum(
-                    rows for failed, _, rows in counts if failed & bit and not failed & before
-                ),
-                only=sum(rows for failed, _, rows in counts if failed == bit),
-                null=sum(rows for _, unknown, rows in counts if unknown & bit),
-            )
-        )
-    return bites, sum(rows for failed, _, rows in counts if failed == 0)
-
-
-def _verdicts(recipe: Recipe, rules: tuple[Rule, ...]) -> str:
-    """Write the view of sql/stats/verdicts.sql: every rule's verdict as one bit.
-
-    What the rules may name comes along: the pool's alias, the WITH, aliases of the SELECT.
-    """
-    whole = sqlglot.parse_one(recipe.sql, read="duckdb")
-    aliases = [item for item in whole.args["expressions"] if isinstance(item, exp.Alias)]
-    named = {column.name for column in whole.args["where"].find_all(exp.Column)}
-
-    def mask(test: str) -> exp.Expr:
-        bits = []
-        for number, rule in enumerate(rules):
-            term = exp.paren(sqlglot.parse_one(rule.sql, read="duckdb"))
-            tested = exp.Is(this=term, expression=exp.true() if test == "true" else exp.null())
-            bit = exp.cast(exp.Literal.number(1 << number), "bigint")
-            zero = exp.Literal.number(0)
-            when_true, otherwise = (zero, bit) if test == "true" else (bit, zero)
-            bits.append(exp.Case().when(tested, when_true).else_(otherwise))
-        total: exp.Expr = bits[0]
-        for bit_ in bits[1:]:
-            total = exp.Add(this=total, expression=bit_)
-        return total
-
-    select = exp.select(
-        exp.column(ID),
-        *(alias for alias in aliases if alias.alias in named and alias.alias.lower() != ID),
-        exp.alias_(exp.cast(mask("true"), "bigint"), "failed"),
-        exp.alias_(exp.cast(mask("null"), "bigint"), "unknown"),
-    ).from_(whole.args["from_"].this)
-    select.set("with_", whole.args.get("with_"))
-    return select.sql(dialect="duckdb")
-
-
-def _losses(bites: list[Bite], beyond: int) -> dict[str, int]:
+def _losses(bites: list[Bite], written: _Written) -> dict[str, int]:
     lost: dict[str, int] = {}
     for bite in bites:
         lost[bite.rule] = lost.get(bite.rule, 0) + bite.in_order
-    if beyond:
-        lost[BEYOND_RULES] = beyond
-    return lost
+    further = {
+        BEYOND_RULES: written.beyond_where,
+        NOT_DRAWN: written.not_drawn,
+        BEYOND_LIMIT: written.beyond_limit,
+    }
+    return lost | {reason: rows for reason, rows in further.items() if rows}
 
 
 def _nothing_left(

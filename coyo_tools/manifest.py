@@ -198,29 +198,43 @@ class Stopwatch:
         return round(time.monotonic() - self._start, 3)
 
 
+def mix64(numbers: npt.NDArray[np.int64] | npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Scatter integers over 64 bits, one to one: a step of SplitMix64 (Steele, Lea & Flood 2014).
+
+    The macro ``mix64`` of sql/macros.sql gives the same numbers, shape (n,).
+    """
+    with np.errstate(over="ignore"):
+        mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
 class IdDigest:
     """A fingerprint of a set of ids, the same in whatever order they come.
 
-    Each id goes through SplitMix64's finalizer (Steele, Lea & Flood 2014); the results are summed
-    and XORed, both modulo 2**64. Finds accidents, not forgeries.
+    Each id goes through ``mix64``; the results are summed and XORed, both modulo 2**64. Finds
+    accidents, not forgeries. ``ascending`` says that every id was greater than the one before, so
+    that all are known to be different.
     """
 
     def __init__(self) -> None:
         self._sum = np.uint64(0)
         self._xor = np.uint64(0)
+        self._last = np.iinfo(np.int64).min
+        self.ascending = True
         self.count = 0
 
     def update(self, ids: npt.NDArray[np.int64]) -> None:
         """Add a block of ids, shape (n,)."""
         if len(ids) == 0:
             return
+        mixed = mix64(ids)
         with np.errstate(over="ignore"):
-            mixed = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            mixed ^= mixed >> np.uint64(31)
             self._sum = np.uint64(self._sum + mixed.sum(dtype=np.uint64))
         self._xor ^= np.bitwise_xor.reduce(mixed)
+        self.ascending &= int(ids[0]) > self._last and bool(np.all(ids[1:] > ids[:-1]))
+        self._last = int(ids[-1])
         self.count += len(ids)
 
     def hexdigest(self) -> str:

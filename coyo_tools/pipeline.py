@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from coyo_tools.bundled import bundled
+from coyo_tools.cuts import parse_sample, top_rule
 from coyo_tools.dedupe import dedupe_pool
 from coyo_tools.download import DownloadSettings, download_pictures
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
@@ -26,6 +27,7 @@ from coyo_tools.pictures import PictureSettings
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.recipe import load_recipe
 from coyo_tools.report import ReportStage, write_report
+from coyo_tools.selection import Selection, predicate
 from coyo_tools.source import READABLE_KINDS, open_source
 from coyo_tools.training import TrainSettings, evaluate_run, train_model
 
@@ -72,7 +74,13 @@ class _Kind:
 
 
 def _filter(settings: dict[str, Any], output: Path, _: Progress) -> object:
-    return filter_pool(settings.pop("source"), settings.pop("recipe"), output, **settings)
+    source = settings.pop("source")
+    engine = {name: settings.pop(name) for name in _ENGINE if name in settings}
+    recipes = _recipes(settings)
+    settings = {k: v for k, v in settings.items() if k not in ("recipe", "recipes")}
+    settings |= {name: tuple(settings.get(name, ())) for name in ("where", "top", "match")}
+    selection = Selection(recipes=tuple(recipes), **settings)
+    return filter_pool(source, selection, output, **engine)
 
 
 def _dedupe(settings: dict[str, Any], output: Path, _: Progress) -> object:
@@ -113,12 +121,18 @@ _PICTURES: dict[str, type] = {
 }  # fmt: skip
 _LEAST = {
     "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
-    "max_drift": 0, "timeout": 1, "samples": 1, "batch_size": 2,
+    "max_drift": 0, "timeout": 1, "samples": 1, "batch_size": 2, "limit": 1,
 }  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}
 _KINDS: dict[str, _Kind] = {
     "filter": _Kind(
-        frozenset({"source"}), {"recipe": str, **_ENGINE}, frozenset({"source", "recipe"}), _filter
+        frozenset({"source", "match_from"}),
+        {
+            "recipe": str, "recipes": list, "where": list, "top": list, "top_of": str,
+            "match": list, "sample": str, "seed": int, "order_by": str, "limit": int, **_ENGINE,
+        },
+        frozenset({"source"}),
+        _filter,
     ),
     "dedupe": _Kind(
         frozenset({"source"}), {"by": list, "keep": str, **_ENGINE}, frozenset({"source"}), _dedupe
@@ -299,9 +313,25 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
                 f"{where}: {key} refers to {value!r}, which is no input and no earlier stage.",
                 f"There are {', '.join(sorted(known)) or 'none yet'}.",
             )
-    if "recipe" in settings:
-        load_recipe(settings["recipe"])
+    if does == "filter":
+        _check_filter(settings, where)
     return Stage(name, does, settings)
+
+
+def _check_filter(settings: Mapping[str, Any], where: str) -> None:
+    """Parse what a filter stage asks for, so that a slip is told before the first stage runs."""
+    for recipe in _recipes(settings):
+        load_recipe(recipe)
+    for rule in (*settings.get("where", ()), *map(top_rule, settings.get("top", ()))):
+        predicate(rule, where)
+    if "sample" in settings:
+        parse_sample(settings["sample"])
+    if not settings.keys() - {"source", "top_of", "seed", *_ENGINE}:
+        raise PipelineError(f"{where} needs a `recipe`, or something else to select by.")
+
+
+def _recipes(settings: Mapping[str, Any]) -> list[str]:
+    return [*([settings["recipe"]] if "recipe" in settings else []), *settings.get("recipes", ())]
 
 
 def _only_known(given: Mapping[str, Any], known: set[str] | frozenset[str], where: str) -> None:
@@ -355,8 +385,9 @@ def _stage_key(stage: Stage, prints: Mapping[str, str]) -> str:
         key: prints[stage.settings[key].split("/")[0]] for key in kind.paths & set(stage.settings)
     }
     settings = dict(stage.settings)
-    if "recipe" in settings:  # a name or a file: what counts is the SQL behind it
-        settings["recipe"] = load_recipe(settings["recipe"]).sql
+    if stage.does == "filter":  # names or files: what counts is the SQL behind them
+        settings.pop("recipe", None)
+        settings["recipes"] = [load_recipe(recipe).sql for recipe in _recipes(stage.settings)]
     return settings_digest({"does": stage.does, "settings": settings, "read": read})
 
 

@@ -1,19 +1,22 @@
 """Recipes: a SELECT over ``pool``, from a shipped file, a file, a query or a bare predicate.
 
 sqlglot parses them: to refuse what is not one SELECT over the pool, to name a mistyped column
-before a long scan, and to split the WHERE into rules. DuckDB runs the text as it stands.
+before a long scan, and to split the WHERE into rules. The rules are cut out of the recipe's own
+text, so that what a report shows and DuckDB judges is what somebody wrote.
 """
 
 import difflib
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sqlglot
 from sqlglot import TokenType, exp
 
 from coyo_tools.bundled import bundled
+from coyo_tools.clauses import lay_out
 from coyo_tools.columns import ID
 from coyo_tools.errors import ColumnError, RecipeError
 
@@ -33,16 +36,18 @@ _VOLATILE = frozenset(
     | {"get_current_time", "get_current_timestamp", "transaction_timestamp", "txid_current"}
     | {"localtime", "localtimestamp", "current_localtime", "current_localtimestamp"}
 )
+_PLAIN_CLAUSES = frozenset({"with_", "expressions", "from_", "where"})
 # With one of these the WHERE no longer decides alone which rows come out.
 _BEYOND_WHERE = ("group", "having", "distinct", "limit", "offset", "qualify")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One AND-term of a recipe's WHERE, with the comment written beside it."""
+    """One AND-term of a recipe's WHERE, with the comment beside it and the recipe it comes from."""
 
     sql: str
     reason: str = ""
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,15 @@ class Recipe:
     There are no rules when it selects from something else than ``pool`` itself, such as a join or
     a subquery. ``where_decides`` says that a row of the pool comes out exactly when its WHERE is
     true: no LIMIT, DISTINCT, QUALIFY, GROUP BY, join, unnesting or id of its own making.
+    ``whole_rows`` says that, besides, it comes out as it is and where it stood: ``SELECT *``
+    without ORDER BY.
     """
 
     name: str
     sql: str
     rules: tuple[Rule, ...]
     where_decides: bool
+    whole_rows: bool
     columns: tuple[str, ...]
 
 
@@ -145,19 +153,57 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         raise RecipeError(f"A recipe is a SELECT over pool, not {word.upper()}.")
     _refuse_other_tables(tree)
     refuse_volatile(tree)
-    where = tree.args.get("where") if _selects_from_pool(tree) else None
-    rules = [_rule(term) for term in _and_terms(where.this)] if where is not None else []
+    ends = [token.start for token in tokens if token.token_type == TokenType.SEMICOLON]
+    text = (sql[: ends[0]] if ends else sql).strip()
+    rules = _rules(tree, text, name) if _selects_from_pool(tree) else []
     if rules and trailing:
         reason = " ".join(comment.strip() for node in trailing for comment in node.comments or [])
-        rules[-1] = Rule(rules[-1].sql, f"{rules[-1].reason} {reason}".strip())
-    ends = [token.start for token in tokens if token.token_type == TokenType.SEMICOLON]
-    text = sql[: ends[0]] if ends else sql
+        rules[-1] = replace(rules[-1], reason=f"{rules[-1].reason} {reason}".strip())
     where_decides = _selects_from_pool(tree) and not (
         any(tree.args.get(key) for key in _BEYOND_WHERE)
         or any(item.find(exp.Explode, exp.Unnest) or _makes_id(item) for item in tree.expressions)
     )
     columns = tuple(dict.fromkeys(_column_name(column) for column in tree.find_all(exp.Column)))
-    return Recipe(name, text.strip(), tuple(rules), where_decides, columns)
+    star = tree.expressions[0] if len(tree.expressions) == 1 else None
+    whole_rows = (
+        where_decides
+        and isinstance(star, exp.Star)
+        and not any(star.args.values())
+        and not any(value for key, value in tree.args.items() if key not in _PLAIN_CLAUSES)
+    )
+    return Recipe(name, text, tuple(rules), where_decides, whole_rows, columns)
+
+
+def combine_recipes(recipes: Sequence[Recipe]) -> Recipe:
+    """Return the recipe that keeps what all of some recipes keep: their rules, AND-ed.
+
+    One recipe alone is returned as it is. Of several, each must be a plain
+    ``SELECT * FROM pool WHERE …``, because only there the WHERE says all.
+
+    Raises:
+        RecipeError: there is none, or one of several is more than rules over the pool.
+    """
+    if not recipes:
+        raise RecipeError("There is no recipe.", "`coyo recipes` lists the shipped ones.")
+    if len(recipes) == 1:
+        return recipes[0]
+    for recipe in recipes:
+        plain = recipe.whole_rows and not lay_out(recipe.sql).with_text
+        if not plain or sqlglot.parse_one(recipe.sql, read="duckdb").find(exp.TableAlias):
+            raise RecipeError(
+                f"{recipe.name} can't be combined: it is more than rules over the pool's rows.",
+                "Run it as a filter of its own, and the others on what it gives.",
+            )
+    rules = [rule for recipe in recipes for rule in recipe.rules]
+    lines = []
+    for number, rule in enumerate(rules):
+        reason = f"  -- {rule.reason}" if rule.reason else ""
+        term = f"({rule.sql})" if " OR " in rule.sql.upper() else rule.sql
+        lines.append(f"{'WHERE' if number == 0 else '  AND'} {term}{reason}")
+    sql = "\n".join(["SELECT *", "FROM pool", *lines])
+    columns = tuple(dict.fromkeys(name for recipe in recipes for name in recipe.columns))
+    name = " + ".join(recipe.name for recipe in recipes)
+    return Recipe(name, sql, tuple(rules), True, True, columns)
 
 
 def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:
@@ -177,6 +223,36 @@ def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:
     for name in recipe.columns:
         if name.lower() not in known and name != "*":
             raise missing_column(name, available)
+
+
+def order_terms(
+    text: str, available: tuple[str, ...], *, option: str, example: str
+) -> list[exp.Ordered]:
+    """Parse an ORDER BY written for an option, such as ``"clip_similarity_vitl14 DESC"``.
+
+    Raises:
+        RecipeError: it is something else, or orders by something else than the rows' columns.
+        ColumnError: a column is not there.
+    """
+    try:
+        trees = sqlglot.parse(f"SELECT 1 FROM pool ORDER BY {text}", read="duckdb")  # noqa: S608
+    except sqlglot.errors.SqlglotError as error:
+        message = f"{option} {text!r} is not a list of ORDER BY terms: {parse_message(error)}."
+        raise RecipeError(message, example) from error
+    allowed = {"kind", "expressions", "from_", "order"}
+    tree = trees[0]
+    if len(trees) != 1 or tree is None or any(tree.args[key] for key in tree.args.keys() - allowed):
+        raise RecipeError(f"{option} {text!r} is more than ORDER BY terms.", example)
+    refuse_volatile(tree)
+    terms: list[exp.Ordered] = tree.args["order"].expressions
+    for term in terms:
+        if term.find(exp.Query) or not term.find(exp.Column):
+            said = f"{option} {text!r}: {term.sql('duckdb')} does not order rows by their columns."
+            raise RecipeError(said, example)
+        for column in term.find_all(exp.Column):
+            if column.name not in available:
+                raise missing_column(column.name, available)
+    return terms
 
 
 def missing_column(
@@ -216,7 +292,9 @@ def _selects_from_pool(tree: exp.Expr) -> bool:
         and table.name.lower() == "pool"
         and all(cte.alias.lower() != "pool" for cte in tree.find_all(exp.CTE))
         and not any(tree.args.get(key) for key in ("joins", "laterals"))
-        and not table.args.get("pivots")
+        # Written FROM first, a join hangs on the table.
+        and not any(value for key, value in table.args.items() if key not in ("this", "alias"))
+        and not (table.args.get("alias") and table.args["alias"].args.get("columns"))
     )
 
 
@@ -230,6 +308,22 @@ def _column_name(column: exp.Column) -> str:
     return names[1] if len(names) > 1 and names[0].lower() == "pool" else names[0]
 
 
+def _rules(tree: exp.Expr, text: str, name: str) -> list[Rule]:
+    """Cut the rules out of a recipe's text; where text and tree disagree, the WHERE is one rule."""
+    where = tree.args.get("where")
+    if where is None:
+        return []
+    terms = _and_terms(where.this)
+    written = [term for term, _, _ in lay_out(text).terms]
+    if len(written) != len(terms) or any(
+        sqlglot.parse_one(one, read="duckdb").unnest() != other
+        for one, other in zip(written, terms, strict=True)
+    ):
+        whole = where.this.sql(dialect="duckdb", comments=False, normalize_functions=False)
+        return [Rule(whole, _reason(where), name)]
+    return [Rule(one, _reason(term), name) for one, term in zip(written, terms, strict=True)]
+
+
 def _and_terms(condition: exp.Expr) -> list[exp.Expr]:
     """Split a condition at its top-level ANDs; ORs and everything else stay whole."""
     inner = condition.unnest()
@@ -238,9 +332,8 @@ def _and_terms(condition: exp.Expr) -> list[exp.Expr]:
     return [inner]
 
 
-def _rule(term: exp.Expr) -> Rule:
-    reason = " ".join(comment.strip() for node in term.walk() for comment in node.comments or [])
-    return Rule(term.sql(dialect="duckdb", comments=False, normalize_functions=False), reason)
+def _reason(term: exp.Expr) -> str:
+    return " ".join(comment.strip() for node in term.walk() for comment in node.comments or [])
 
 
 def parse_message(error: sqlglot.errors.SqlglotError) -> str:
@@ -260,12 +353,12 @@ def refuse_volatile(tree: exp.Expr) -> None:
     if tree.find(exp.TableSample):
         raise RecipeError(
             "SAMPLE gives other rows on every run.",
-            "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
+            "For a sample that can be drawn again: --sample 0.1 --seed 0.",
         )
     for node in tree.find_all(exp.Func):
         name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
         if name.lower() in _VOLATILE:
             raise RecipeError(
                 f"{node.sql('duckdb')} gives other rows on every run.",
-                "For a reproducible sample compare a hash: hash(id) % 100 < 10.",
+                "For a sample that can be drawn again: --sample 0.1 --seed 0.",
             )

@@ -1,4 +1,4 @@
-"""Commands on metadata: filter, dedupe, info, recipes."""
+"""Commands on metadata: dedupe, info, recipes."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from coyo_tools.cli.output import (
+    SOURCE_HELP,
     Json,
     Memory,
     Output,
@@ -16,49 +17,6 @@ from coyo_tools.cli.output import (
     print_table,
     say,
 )
-
-SOURCE_HELP = (
-    "A parquet file, a quoted glob, a directory of parquet files, or a subset; here or under "
-    "s3://, https:// or hf://datasets/."
-)
-
-
-def filter_command(
-    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A shipped name (see `coyo recipes`), a .sql file, a SELECT … FROM pool …, "
-            "or a bare predicate."
-        ),
-    ],
-    output: Output,
-    overwrite: Overwrite = False,
-    memory: Memory = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Keep the rows that a recipe selects, and tell what each of its rules removed."""
-    from coyo_tools.filter import BEYOND_RULES, filter_pool
-
-    result = filter_pool(
-        source, recipe, output, overwrite=overwrite, memory=memory, threads=threads
-    )
-    if as_json:
-        print_json(asdict(result))
-        return
-    rows: list[list[object]] = [
-        [bite.rule, bite.in_order, bite.alone, bite.only, bite.null] for bite in result.bites
-    ]
-    if result.beyond_where:
-        rows.append([BEYOND_RULES, result.beyond_where, None, None, None])
-    if rows:
-        print_table(["rule", "removed in order", "alone", "only it", "null"], rows)
-    for bite in result.bites:
-        if bite.null:
-            say(f"note: `{bite.rule}` is NULL on {bite.null:,} rows; they are removed.")
-    share = result.rows_out / result.rows_in
-    say(f"{result.rows_in:,} rows in, {result.rows_out:,} out ({share:.1%}) -> {output}")
 
 
 def dedupe_command(
@@ -182,14 +140,6 @@ def recipes_show_command(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(
-        "filter",
-        epilog=examples(
-            "coyo filter 'coyo/*.parquet' coyo-clean -o clean",
-            'coyo filter clean "clip_similarity_vitb32 >= 0.3 AND num_faces = 0" -o no-faces',
-            "coyo filter coyo/ mine.sql -o mine --memory 4GB",
-        ),
-    )(filter_command)
     app.command(
         "dedupe",
         epilog=examples(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from coyo_tools.progress import Progress
+
+SOURCE_HELP = (
+    "A parquet file, a quoted glob, a directory of parquet files, or a subset; here or under "
+    "s3://, https:// or hf://datasets/."
+)
 
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
@@ -22,11 +28,18 @@ Memory = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads; default all cores.", min=1)]
 
 _PLAIN_WIDTH = 140
+_POLARS_THREADS = "POLARS_MAX_THREADS"
 
 
 def examples(*commands: str) -> str:
     """Return a help text's last part: commands that can be pasted."""
     return "Examples:\n\n\b\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def limit_threads(threads: int | None) -> None:
+    """Hold Polars, which reads this once, to the threads that were asked for."""
+    if threads is not None:
+        os.environ.setdefault(_POLARS_THREADS, str(threads))
 
 
 def say(message: str) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from coyo_tools.cli.curate import SOURCE_HELP
 from coyo_tools.cli.output import (
+    SOURCE_HELP,
     Json,
     Output,
     Overwrite,
