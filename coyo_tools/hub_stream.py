@@ -39,13 +39,21 @@ class Split:
     token: str | None = None
 
 
-def open_split(repo: str, *, split: str, revision: str | None, token: str | None = None) -> Split:
+def open_split(
+    repo: str,
+    *,
+    split: str,
+    revision: str | None,
+    config: str | None = None,
+    token: str | None = None,
+) -> Split:
     """Find out what a split is made of; nothing of it is read.
 
     Args:
         repo: OWNER/NAME.
         split: such as ``train``.
         revision: a branch, tag or commit; default the newest.
+        config: which of a data set's configurations, where it has several.
         token: the hub's; default HF_TOKEN or the login's.
 
     Raises:
@@ -58,12 +66,14 @@ def open_split(repo: str, *, split: str, revision: str | None, token: str | None
         raise MissingExtraError("coyo pool get", "remote", "datasets") from error
     from huggingface_hub import HfApi
 
+    if repo.count("/") != 1:
+        raise SourceError(f"{repo} names no data set.", "Its name is OWNER/NAME.")
     address = f"hf://datasets/{repo}" + (f"@{revision}" if revision else "")
     with network_errors(address):
         hub = HfApi(token=token)
         commit = str(asked_again(lambda: hub.dataset_info(repo, revision=revision), address).sha)
         try:
-            builder = datasets.load_dataset_builder(repo, revision=commit, token=token)
+            builder = datasets.load_dataset_builder(repo, config, revision=commit, token=token)
         except datasets.exceptions.DatasetNotFoundError:
             # The commit was found, so it is access that is wanting; datasets hides which.
             hub.auth_check(repo, repo_type="dataset")

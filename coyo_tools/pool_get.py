@@ -79,6 +79,7 @@ def get_pool(
     columns: Sequence[str] = (),
     split: str = "train",
     revision: str | None = None,
+    config: str | None = None,
     token: str | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -95,6 +96,7 @@ def get_pool(
         columns: which; default all. Others don't travel where the files are parquet.
         split: the split's name.
         revision: branch, tag or commit; default the newest.
+        config: which of a data set's configurations, where it has several.
         token: the hub's; default HF_TOKEN or the login's.
         overwrite: replace an earlier result.
         progress: told of rows.
@@ -109,16 +111,16 @@ def get_pool(
     refuse_existing(output, overwrite=overwrite)
     settings: dict[str, object] = {
         "repo": repo, "rows": rows, "columns": sorted(set(columns)), "split": split,
-        "revision": revision,
+        "revision": revision, "config": config,
     }  # fmt: skip
     with _work_directory(output) as work, retelling(tell):
         state = _read_state(work, settings, output)
         begun = state.rows if state is not None else 0
         if state is None:
-            found = open_split(repo, split=split, revision=revision, token=token)
+            found = open_split(repo, split=split, revision=revision, config=config, token=token)
             state = _State(settings, found.commit, [], {})
         elif not state.ended:
-            found = open_split(repo, split=split, revision=state.commit, token=token)
+            found = open_split(repo, split=split, revision=state.commit, config=config, token=token)
         if not state.ended:
             if begun:
                 tell(f"going on after {begun:,} rows of an interrupted fetch")

@@ -337,6 +337,8 @@ def explain(error: Exception, url: str) -> SourceError | None:
             f"{url} is gated: its owner asks for an agreement first.",
             f"Accept it on the data set's page, then: {key}",
         )
+    if "HFValidationError" in names:
+        return SourceError(f"{url} names no data set.", "Its name is OWNER/NAME.")
     if "RevisionNotFoundError" in names:
         return SourceError(f"{url}: there is no such revision.", "Check what stands behind the @.")
     if "RepositoryNotFoundError" in names:

@@ -127,7 +127,7 @@ def serving(server: FileServer, certificates: Path | None = None) -> Iterator[Fi
             server.socket, server_side=True, do_handshake_on_connect=False
         )
         server.scheme = "https"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
     finally:

@@ -45,6 +45,9 @@ def pool_get_command(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; default the newest.")
     ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="The configuration, where the data set has several.")
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(help="The hub's token; default HF_TOKEN or the one `hf auth login` keeps."),
@@ -66,6 +69,7 @@ def pool_get_command(
             columns=tuple(name.strip() for name in columns.split(",") if name.strip()),
             split=split,
             revision=revision,
+            config=config,
             token=token,
             overwrite=overwrite,
             progress=progress,
