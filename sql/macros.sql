@@ -14,6 +14,49 @@ CREATE OR REPLACE TEMP MACRO min_side(width, height) AS
 CREATE OR REPLACE TEMP MACRO nan_to_null(score) AS
     CASE WHEN NOT isnan(score) THEN score END;
 
+-- A pHash of 16 hexadecimal digits as 64 bits; NULL when it is something else.
+CREATE OR REPLACE TEMP MACRO phash_bits(image_phash) AS
+    CASE WHEN regexp_full_match(image_phash, '[0-9a-fA-F]{16}')
+        THEN ('0x' || image_phash)::UBIGINT END;
+
+-- In how many of 64 bits two pHashes differ; NULL when one is missing or malformed.
+CREATE OR REPLACE TEMP MACRO hamming(one_phash, other_phash) AS
+    bit_count(xor(phash_bits(one_phash), phash_bits(other_phash)));
+
+-- The host of a url in lower case, without user, port and a leading www.; NULL when there is none.
+CREATE OR REPLACE TEMP MACRO url_domain(url) AS
+    nullif(regexp_extract(lower(trim(url)),
+        '^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?(\[[^\]/]*\]|[^/?#:@\s\[]+)', 1), '');
+
+-- DataComp's cut, for score >= top_fraction(score, 0.3): the pool's scores in descending order, the
+-- value at 0-based index int(rows * fraction). Rows are those that have the score: NULL and NaN are
+-- left out. The product is a floating-point one, as in DataComp's Python: 100 * 0.29 is 28.99….
+-- coyo works the value out once and writes it into the manifest.
+-- In the shell, name the score without its table: top_fraction(score, 0.3), not p.score.
+CREATE OR REPLACE TEMP MACRO top_fraction(given_score, given_fraction) AS (
+    WITH scored AS (SELECT nan_to_null(given_score) AS top_fraction_score FROM pool)
+    SELECT top_fraction_score
+    FROM scored
+    WHERE top_fraction_score IS NOT NULL
+    ORDER BY top_fraction_score DESC
+    LIMIT 1
+    OFFSET (
+        SELECT greatest(least(
+            floor(count(top_fraction_score) * given_fraction::DOUBLE)::BIGINT,
+            count(top_fraction_score) - 1
+        ), 0)
+        FROM scored
+    )
+);
+
+-- Words as COYO counts them (Python's \w+), in lower case.
+CREATE OR REPLACE TEMP MACRO lower_words(text) AS
+    regexp_extract_all(lower(text), '[\pL\pN_]+');
+
+-- Some words, and every two that follow one another.
+CREATE OR REPLACE TEMP MACRO uni_and_bigrams(words) AS
+    list_concat(words, list_transform(range(1, len(words)), lambda i: words[i] || ' ' || words[i + 1]));
+
 -- A step of SplitMix64 (Steele, Lea & Flood 2014): integers scattered over 64 bits, one to one.
 -- Products are taken at 128 bits and cut, because DuckDB's 64-bit ones don't wrap around.
 CREATE OR REPLACE TEMP MACRO low_bits(number) AS
