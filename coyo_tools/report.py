@@ -36,6 +36,14 @@ class ReportStage:
     manifest: Manifest
     source: str = ""
 
+    @property
+    def beside(self) -> list[str]:
+        """Name what removed rows beside the rules: a LIMIT, a sample."""
+        rules = {bite["rule"] for bite in self.manifest.details.get("bites", ())}
+        return [
+            reason for reason, rows in self.manifest.lost.items() if rows and reason not in rules
+        ]
+
 
 @dataclass(frozen=True)
 class Pair:
