@@ -31,3 +31,12 @@ CREATE OR REPLACE TEMP MACRO mix64(number) AS
 -- id and seed alone, so on neither threads, file order nor DuckDB's version (as hash() does).
 CREATE OR REPLACE TEMP MACRO sample_key(id, seed) AS
     mix64(xor(low_bits(id::HUGEINT), mix64(seed)));
+
+-- The host of a url in lower case, without user, port and a leading www.; NULL where there is none.
+-- In steps, since a pattern without groups is several times faster than one with them.
+CREATE OR REPLACE TEMP MACRO url_origin(url) AS
+    regexp_extract(url, '^(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*');
+CREATE OR REPLACE TEMP MACRO bare_host(host) AS
+    nullif(CASE WHEN starts_with(host, 'www.') THEN substr(host, 5) ELSE host END, '');
+CREATE OR REPLACE TEMP MACRO url_domain(url) AS
+    bare_host(lower(regexp_extract(regexp_extract(split_part(url_origin(url), '/', 3), '[^@]*$'), '^(?:\[[^]]*\]|[^:]*)')));
