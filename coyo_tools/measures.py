@@ -67,9 +67,7 @@ def selected(columns: tuple[str, ...]) -> list[exp.Expr]:
     return [exp.alias_(made.get(name, exp.column(name)), name) for name in columns]
 
 
-def batches_of(
-    session: duckdb.DuckDBPyConnection, query: exp.Select
-) -> Iterator[pa.RecordBatch]:
+def batches_of(session: duckdb.DuckDBPyConnection, query: exp.Select) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a query in batches, as DuckDB makes them."""
     yield from session.sql(query.sql(dialect="duckdb")).to_arrow_reader(_BATCH_ROWS)
 

@@ -24,7 +24,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share: _NONE if share is None else f"{share:.1%}"
+    environment.filters["percent"] = percent
     environment.filters["number"] = lambda value: _NONE if value is None else f"{value:,}"
     environment.filters["figure"] = figure
     page = environment.get_template(template).render(version=__version__, **values)
@@ -33,8 +33,17 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     partial.replace(path)
 
 
+def percent(share: float | None) -> str:
+    """Return a share in percent with one digit; a small one is told from none."""
+    if share is None:
+        return _NONE
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+
+
 def figure(value: float | None) -> str:
     """Return a measured number in four digits, a whole one in full."""
     if value is None:
         return _NONE
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.0e}" if 0 < abs(value) < 1e-4 else f"{value:,.4g}"

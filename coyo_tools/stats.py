@@ -118,7 +118,9 @@ def measure_pool(
             stats, digest = _measure(session, pool, top_domains)
         text = json.dumps(asdict(stats), indent=2, ensure_ascii=False, allow_nan=False)
         (directory / "stats.json").write_text(text + "\n", encoding="utf-8")
-        write_page(directory / "stats.html", "stats.html.j2", stats=stats)
+        write_page(
+            directory / "stats.html", "stats.html.j2", title="What the pool holds", stats=stats
+        )
         write_manifest(
             directory,
             Manifest(
@@ -183,7 +185,9 @@ def _different(
     """Count different values of the columns that are no numbers, and texts without a letter."""
     view = exp.select(
         *(
-            exp.alias_(exp.cast(exp.column(name) if name in pool.columns else exp.null(), "text"), name)
+            exp.alias_(
+                exp.cast(exp.column(name) if name in pool.columns else exp.null(), "text"), name
+            )
             for name in _STRINGS
         )
     ).from_("pool")
@@ -214,4 +218,3 @@ def _domains(
     rows = session.execute(read_sql("stats/top_domains.sql"), {"top": top}).fetchall()
     ((domains, without),) = session.sql(read_sql("stats/domain_counts.sql")).fetchall()
     return domains, without, tuple(Domain(*row) for row in rows)
-

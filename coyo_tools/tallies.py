@@ -6,6 +6,7 @@ exponent and 11 bits of the mantissa. So quantiles are known to 1 part in 4096, 
 counters, the values of that counter below the edge are counted apart, so that bins are exact.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,26 +98,13 @@ class ColumnTally:
     _squares: float = 0.0  # sum of squared differences from the mean
     _low: float = math.inf
     _high: float = -math.inf
-    _keys: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(1 << _KEY_BITS, dtype=np.int64)
-    )
+    # Rows by key, from the key ``_first`` on: only as far as keys were seen.
+    _first: int = 0
+    _rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
-        edges = np.asarray(self.bins.edges, dtype=np.float32)
-        if self.bins.open_end:
-            edges[-1] = np.inf
-        elif self.bins.whole:
-            edges[-1] += 1
-        else:
-            edges[-1] = np.nextafter(edges[-1], np.float32(np.inf))
-        self._edges = edges
-        self._edge_keys = keys_of(edges)
-        self._below = np.zeros(len(edges), dtype=np.int64)
-        inside = [n for n, key in enumerate(self._edge_keys) if lowest_of(int(key)) != edges[n]]
-        self._edge_in: npt.NDArray[np.int8] | None = None
-        if inside:
-            self._edge_in = np.full(1 << _KEY_BITS, -1, dtype=np.int8)
-            self._edge_in[self._edge_keys[inside]] = inside
+        self._edges, self._edge_keys, self._edge_in = _edges_of(self.bins)
+        self._below = np.zeros(len(self._edges), dtype=np.int64)
 
     def add(self, values: Numbers, nulls: int = 0) -> None:
         """Count some values, shape (n,), NaN and infinities among them, and some NULLs."""
@@ -141,8 +129,7 @@ class ColumnTally:
         single = values.astype(np.float32, copy=False)
         keys = keys_of(single)
         first = int(keys.min())
-        counts = np.bincount(keys - first)
-        self._keys[first : first + len(counts)] += counts
+        self._add_rows(first, np.bincount(keys - first))
         if self._edge_in is not None:
             edge = self._edge_in[keys]
             near = np.flatnonzero(edge >= 0)
@@ -158,7 +145,8 @@ class ColumnTally:
             if part._count:
                 both._add_moments(part._count, part._mean, part._squares)
         both._low, both._high = min(self._low, other._low), max(self._high, other._high)
-        both._keys = self._keys + other._keys
+        for part in (self, other):
+            both._add_rows(part._first, part._rows)
         both._below = self._below + other._below
         return both
 
@@ -169,6 +157,20 @@ class ColumnTally:
         self._mean += apart * count / total
         self._squares += squares + apart * apart * self._count * count / total
         self._count = total
+
+    def _add_rows(self, first: int, rows: npt.NDArray[np.int64]) -> None:
+        if len(rows) == 0:
+            return
+        if len(self._rows) == 0:
+            self._first, self._rows = first, rows.copy()
+            return
+        low = min(first, self._first)
+        high = max(first + len(rows), self._first + len(self._rows))
+        if high - low > len(self._rows):
+            grown = np.zeros(high - low, dtype=np.int64)
+            grown[self._first - low : self._first - low + len(self._rows)] = self._rows
+            self._first, self._rows = low, grown
+        self._rows[first - self._first : first - self._first + len(rows)] += rows
 
     def figures(self) -> Figures:
         """Return the column's figures so far."""
@@ -191,8 +193,9 @@ class ColumnTally:
 
     def histogram(self) -> Histogram:
         """Return the rows by bin so far."""
-        upto = np.concatenate([[0], np.cumsum(self._keys)])
-        below = upto[self._edge_keys] + self._below  # finite values below each edge
+        upto = np.concatenate([[0], np.cumsum(self._rows)])
+        places = np.clip(self._edge_keys - self._first, 0, len(self._rows))
+        below = upto[places] + self._below  # finite values below each edge
         if self.bins.open_end:
             below[-1] = self._count
         bins = []
@@ -209,10 +212,10 @@ class ColumnTally:
         return Histogram(tuple(bins), under, over, self.nulls, self.nans, self.bins.even)
 
     def _quantiles(self, percents: Sequence[int]) -> list[float | None]:
-        upto = np.cumsum(self._keys)
+        upto = np.cumsum(self._rows)
         # -(-a // b) rounds up in whole numbers.
         ranks = [max(-(-percent * self._count // 100), 1) for percent in percents]
-        found = np.searchsorted(upto, ranks, side="left")
+        found = self._first + np.searchsorted(upto, ranks, side="left")
         return [self._shown(self._within(int(key))) for key in found]
 
     def _within(self, key: int) -> float:
@@ -227,6 +230,30 @@ class ColumnTally:
 
     def _shown(self, value: float) -> float:
         return int(value) if self.whole else value
+
+
+@functools.cache
+def _edges_of(
+    bins: Bins,
+) -> tuple[npt.NDArray[np.float32], Keys, npt.NDArray[np.int8] | None]:
+    """Return the edges of bins as float32, each one's key, and which edge lies inside which key.
+
+    The last edge is moved up, so that values below it are those of the last bin.
+    """
+    edges = np.asarray(bins.edges, dtype=np.float32)
+    if bins.open_end:
+        edges[-1] = np.inf
+    elif bins.whole:
+        edges[-1] += 1
+    else:
+        edges[-1] = np.nextafter(edges[-1], np.float32(np.inf))
+    keys = keys_of(edges)
+    inside = [n for n, key in enumerate(keys) if lowest_of(int(key)) != edges[n]]
+    if not inside:
+        return edges, keys, None
+    edge_in = np.full(1 << _KEY_BITS, -1, dtype=np.int8)
+    edge_in[keys[inside]] = inside
+    return edges, keys, edge_in
 
 
 def keys_of(values: npt.NDArray[np.float32]) -> Keys:
