@@ -439,4 +439,6 @@ def _retention(label: str, rows: int, kept: int) -> Retention:
     weight = _Z95**2 / rows
     middle = (share + weight / 2) / (1 + weight)
     half = _Z95 / (1 + weight) * math.sqrt(share * (1 - share) / rows + weight / (4 * rows))
-    return Retention(label, rows, kept, share, max(middle - half, 0.0), min(middle + half, 1.0))
+    low = middle - half if kept else 0.0
+    high = middle + half if kept < rows else 1.0
+    return Retention(label, rows, kept, share, low, high)
