@@ -51,7 +51,7 @@ def _part(
     text = _repeat_some(rng, text, 0.24)
     paths = pa.array(rng.integers(0, 1 << 60, rows)).cast(pa.string())
     host = domains.take(pa.array(_zipf(rng, len(domains), rows)))
-    url = pc.binary_join_element_wise("https://www.", host, "/wp-content/uploads/", paths, ".jpg", "")
+    url = pc.binary_join_element_wise("https://www.", host, "/wp-content/", paths, ".jpg", "")
     tokens = (counts * 1.42 + rng.poisson(1.0, rows)).astype(np.int32)
     agreement, own_b, own_l = rng.normal(size=(3, rows)).astype(np.float32)
     columns = {

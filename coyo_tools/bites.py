@@ -174,7 +174,7 @@ def verdict_query(
         place = 4 ** (number % _RULES_PER_CODE)
         bare = bare_rule(rule.sql, floats) if not aliases else None
         if bare is not None and len(bare.column.parts) == 1:
-            codes[-1].append(_code_of_bare(bare, place, floats))
+            codes[-1].append(_code_of_bare(rule, bare, place, floats))
         else:
             judged.append(f"({guarded(rule.sql, floats)}) AS __rule_{number}")
             codes[-1].append(_code_of_judged(number, rule, place, floats))
@@ -184,29 +184,31 @@ def verdict_query(
     return f"{layout.with_text}SELECT {', '.join(wanted)} FROM (SELECT {inner} FROM {table})"  # noqa: S608
 
 
-def _code_of_bare(bare: BareRule, place: int, floats: Collection[str]) -> str:
+def _code_of_bare(rule: Rule, bare: BareRule, place: int, floats: Collection[str]) -> str:
     """Write the code of a rule on one column, which is NULL just where the column is."""
     column = bare.column.sql(dialect="duckdb")
-    if bare.column.name.lower() in floats:
-        failed, of_nan = f"{column} <= 'Infinity'::FLOAT", f"isnan({column})"
-    else:
-        failed, of_nan = f"{column} IS NOT NULL", ""
-    return _case(bare.kept, failed, of_nan, place)
+    of_nan = f"isnan({column})" if bare.column.name.lower() in floats else ""
+    kept, failed, null, nan = _values(place)
+    first = f"WHEN {of_nan} THEN {nan} " if of_nan else ""
+    return (
+        f"(CASE {first}WHEN {rule.sql} THEN {kept} WHEN {column} IS NOT NULL THEN {failed} "
+        f"ELSE {null} END)"
+    )
 
 
 def _code_of_judged(number: int, rule: Rule, place: int, floats: Collection[str]) -> str:
     columns = [name for name in float_columns_of(rule.sql, floats) if "." not in name]
     of_nan = " OR ".join(f"isnan({name})" for name in columns)
-    return _case(f"__rule_{number}", f"NOT __rule_{number}", of_nan, place)
-
-
-def _case(kept: str, failed: str, of_nan: str, place: int) -> str:
-    values = [f"{code * place}::USMALLINT" for code in (_KEPT, _FAILED, _NULL, _NAN)]
-    nan = f"WHEN {of_nan} THEN {values[_NAN]} " if of_nan else ""
+    kept, failed, null, nan = _values(place)
+    last = f"WHEN {of_nan} THEN {nan} " if of_nan else ""
     return (
-        f"(CASE WHEN {kept} THEN {values[_KEPT]} WHEN {failed} THEN {values[_FAILED]} "
-        f"{nan}ELSE {values[_NULL]} END)"
+        f"(CASE WHEN __rule_{number} THEN {kept} WHEN NOT __rule_{number} THEN {failed} "
+        f"{last}ELSE {null} END)"
     )
+
+
+def _values(place: int) -> list[str]:
+    return [f"{code * place}::USMALLINT" for code in (_KEPT, _FAILED, _NULL, _NAN)]
 
 
 def _alias_of(item: str) -> str:

@@ -112,6 +112,8 @@ def _scan_columns(session: duckdb.DuckDBPyConnection, pool: Source) -> dict[str,
     found = {}
     for position, name in enumerate(pool.columns):
         count, nans, low, high = row[4 * position : 4 * position + 4]
+        if pa.types.is_floating(pool.schema.field(name).type):
+            nans = nans or 0  # count_if is NULL where every value is
         found[name] = ColumnStatistics(pool.rows - count, low, high, nans)
     return found
 

@@ -37,17 +37,17 @@ def guarded(text: str, floats: Collection[str]) -> str:
 def guarded_for_scan(sql: str, floats: Collection[str]) -> str:
     """Return a query that keeps the rows of ``guarded``, and still skips row groups by statistics.
 
-    DuckDB prunes by comparisons of a bare column. An AND-term ``score >= 0.3`` therefore stays as
-    it is and gets ``score <= 'Infinity'`` beside it, which is false for NaN and costs next to
-    nothing; one such as ``score < 0.3`` is false for NaN already.
+    DuckDB prunes by comparisons of a bare column, so an AND-term ``score >= 0.3`` stays as it is
+    and gets ``NOT isnan(score)`` beside it. So does ``score < 0.3``, although that is false for
+    NaN: where the footer's maximum, which leaves NaN out, is below 0.3, DuckDB takes the comparison
+    for true without looking. ``score <= 'Infinity'`` would be no guard for the same reason.
     """
     changes = _wrapped(sql, floats)
     for term, start, end in lay_out(sql).terms:
         bare = bare_rule(term, floats)
         if bare is not None and bare.column.name.lower() in floats:
             changes = [change for change in changes if not start <= change[0] < end]
-            if bare.kept != term:
-                changes.append((start, end, bare.kept))
+            changes.append((start, end, bare.kept))
     return splice(sql, changes)
 
 
@@ -56,7 +56,7 @@ class BareRule:
     """A rule that compares a bare column with values free of columns.
 
     ``kind`` is the comparison with the column on its left; ``values`` has one value, for BETWEEN
-    two. ``kept`` is the rule as a condition that is false for NaN and that DuckDB can prune by.
+    two. ``kept`` is the rule as a condition that no NaN meets and that DuckDB can prune by.
     """
 
     column: exp.Column
@@ -85,8 +85,7 @@ def bare_rule(term: str, floats: Collection[str]) -> BareRule | None:
     if any(value.find(exp.Column, exp.Query, exp.Null) or _is_nan(value) for value in values):
         return None
     is_float = column.name.lower() in floats
-    guard = f" AND {column.sql('duckdb')} <= 'Infinity'::FLOAT"
-    kept = f"({term}{guard})" if is_float and kind in (exp.GT, exp.GTE) else term
+    kept = f"({term} AND NOT isnan({column.sql('duckdb')}))" if is_float else term
     return BareRule(column, kind, values, kept)
 
 

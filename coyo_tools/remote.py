@@ -8,22 +8,32 @@ sees of the files, is the business of pool_files.py.
 
 import fnmatch
 import itertools
+import logging
 import posixpath
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec.utils import glob_translate
 
 from coyo_tools.errors import CoyoError, MissingExtraError, SourceError
 
+Answer = TypeVar("Answer")
+
+_logger = logging.getLogger(__name__)
+
 SCHEMES = ("s3", "https", "http", "hf")
 _GLOB_SIGNS = frozenset("*?[")
 _MANIFEST = "manifest.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BETWEEN = re.compile(r"\s+(?=[a-z0-9]+://)")  # a key on S3 may have spaces itself
 # botocore waits a minute for a connection and tries five times; a wrong endpoint should be told
 # sooner, a busy server still gets three tries.
+_WAITS = (0.5, 2, 8)
+_MAY_PASS = frozenset({429, 500, 502, 503, 504})
 _S3_CONFIG = {"connect_timeout": 10, "retries": {"mode": "standard", "max_attempts": 3}}
 
 
@@ -45,22 +55,24 @@ def is_remote(address: str) -> bool:
     return "://" in address
 
 
-def find_remote(addresses: str) -> list[RemoteFile]:
+def find_remote(addresses: str, *, token: str | None = None) -> list[RemoteFile]:
     """List the parquet files that an address names, in order of their names.
 
     Args:
         addresses: a url of a file, of a directory or with a glob (https: where the server lists its
             directories), ``hf://datasets/OWNER/NAME[@REVISION][/PATH]``, or several urls with
             spaces between.
+        token: the hub's; default HF_TOKEN or the login's.
 
     Raises:
         SourceError: nothing there, no access, no network.
         MissingExtraError: the scheme's library is not installed.
     """
     found = []
-    for address in addresses.split():
-        with _network_errors(address):
-            files = _OPENERS[_scheme(address)](address)
+    for address in _BETWEEN.split(addresses.strip()):
+        with network_errors(address):
+            hub = _scheme(address) == "hf"
+            files = _find_hub(address, token) if hub else _OPENERS[_scheme(address)](address)
         if not files:
             raise SourceError(f"{address} holds no *.parquet file.")
         found += files
@@ -69,10 +81,15 @@ def find_remote(addresses: str) -> list[RemoteFile]:
 
 def _scheme(address: str) -> str:
     scheme = urlsplit(address).scheme
-    if scheme not in _OPENERS:
+    if "@" in urlsplit(address).netloc and scheme in ("http", "https"):
+        raise SourceError(
+            "The url has a user or password in it, which would end up in manifests and messages.",
+            "Put them into ~/.netrc and leave them out of the url.",
+        )
+    if scheme not in SCHEMES:
         raise SourceError(
             f"{address} has a scheme that can't be opened: {scheme}.",
-            f"Known are {', '.join(f'{name}://' for name in _OPENERS)}",
+            f"Known are {', '.join(f'{name}://' for name in SCHEMES)}.",
         )
     return scheme
 
@@ -99,7 +116,8 @@ def _find_http(address: str) -> list[RemoteFile]:
         from fsspec.implementations.http import HTTPFileSystem
     except ImportError as error:
         raise MissingExtraError(f"{address}", "remote", "aiohttp") from error
-    files = HTTPFileSystem(use_listings_cache=False)
+    # As any tool, through the proxies of the environment and with ~/.netrc.
+    files = HTTPFileSystem(use_listings_cache=False, client_kwargs={"trust_env": True})
     path = urlsplit(address).path
     several = _GLOB_SIGNS & set(posixpath.basename(path)) or path.endswith("/")
     names = list(_listed(files, address)) if several else [address]
@@ -113,12 +131,17 @@ def _find_http(address: str) -> list[RemoteFile]:
     return found
 
 
-def _find_hub(address: str) -> list[RemoteFile]:
+def _find_hub(address: str, token: str | None) -> list[RemoteFile]:
     from huggingface_hub import HfApi, RepoFile
 
     repo, revision, path = split_hub(address)
-    hub = HfApi()
-    commit = hub.dataset_info(repo, revision=revision).sha
+    hub = HfApi(token=token)
+    pinned = revision is not None and _COMMIT.fullmatch(revision)
+    commit = (
+        revision
+        if pinned
+        else asked_again(lambda: hub.dataset_info(repo, revision=revision), address).sha
+    )
 
     def listed(folder: str, *, recursive: bool) -> list[RepoFile]:
         items = hub.list_repo_tree(
@@ -133,7 +156,9 @@ def _find_hub(address: str) -> list[RemoteFile]:
     elif not path:
         files = [item for item in listed("", recursive=True) if item.path.endswith(".parquet")]
     else:
-        found = hub.get_paths_info(repo, [path], revision=commit, repo_type="dataset")
+        found = asked_again(
+            lambda: hub.get_paths_info(repo, [path], revision=commit, repo_type="dataset"), address
+        )
         if not found:
             raise SourceError(f"{address} does not exist.", "Check the path behind the data set.")
         if isinstance(found[0], RepoFile):
@@ -147,7 +172,7 @@ def _find_hub(address: str) -> list[RemoteFile]:
             url=f"hf://datasets/{repo}@{commit}/{item.path}",
             size=item.size,
             tag=item.lfs.sha256 if item.lfs else item.blob_id,
-            read=_hub_ranges(repo, commit, item.path, address),
+            read=_hub_ranges(repo, commit, item.path, address, token),
         )
         for item in sorted(files, key=lambda item: item.path)
     ]
@@ -193,13 +218,50 @@ def _listed(files: Any, address: str) -> dict[str, dict[str, Any]]:
 
 def _ranges(files: Any, name: str, url: str) -> Callable[[int, int], bytes]:
     def read(start: int, end: int) -> bytes:
-        with _network_errors(url):
-            return _whole(bytes(files.cat_file(name, start=start, end=end)), start, end, url)
+        with network_errors(url):
+            raw = asked_again(lambda: files.cat_file(name, start=start, end=end), url)
+            return _whole(bytes(raw), start, end, url)
 
     return read
 
 
-def _hub_ranges(repo: str, commit: str | None, path: str, url: str) -> Callable[[int, int], bytes]:
+def asked_again(call: Callable[[], Answer], url: str) -> Answer:
+    """Call something that uses the network, and again after a fault that may pass.
+
+    Waits as long as the server asks for (Retry-After), else half a second, two, eight; each wait is
+    logged as a warning, which reaches stderr.
+    """
+    for usual in _WAITS:
+        try:
+            return call()
+        except Exception as error:
+            status = _status(error)
+            if status not in _MAY_PASS and not (status is None and _is_network(error)):
+                raise
+            wait = max(usual, _retry_after(error))
+            reason = f"answered {status}" if status else f"broke off ({_first_line(error)})"
+            _logger.warning("%s %s; asking again in %g s", url, reason, wait)
+            time.sleep(wait)
+    return call()
+
+
+def _is_network(error: Exception) -> bool:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"ClientPayloadError", "ServerDisconnectedError", "ClientOSError"})
+
+
+def _retry_after(error: BaseException) -> float:
+    """Return the seconds that a server asks to wait, 0 if it doesn't."""
+    headers = getattr(error, "headers", None) or getattr(
+        getattr(error, "response", None), "headers", None
+    )
+    value = str((headers or {}).get("retry-after", ""))
+    return float(value) if value.isdecimal() else 0.0
+
+
+def _hub_ranges(
+    repo: str, commit: str | None, path: str, url: str, token: str | None
+) -> Callable[[int, int], bytes]:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -210,8 +272,8 @@ def _hub_ranges(repo: str, commit: str | None, path: str, url: str) -> Callable[
     place = hf_hub_url(repo, path, repo_type="dataset", revision=commit)
 
     def read(start: int, end: int) -> bytes:
-        headers = build_hf_headers() | {"range": f"bytes={start}-{end - 1}"}
-        with _network_errors(url):
+        headers = build_hf_headers(token=token) | {"range": f"bytes={start}-{end - 1}"}
+        with network_errors(url):
             response = http_backoff(
                 "GET", place, headers=headers, timeout=60, follow_redirects=True
             )
@@ -231,11 +293,11 @@ def _whole(raw: bytes, start: int, end: int, url: str) -> bytes:
     return raw
 
 
-_OPENERS = {"s3": _find_s3, "https": _find_http, "http": _find_http, "hf": _find_hub}
+_OPENERS = {"s3": _find_s3, "https": _find_http, "http": _find_http}
 _DOWNLOAD = "Download the files and open the directory."
 
 
-class _network_errors:  # noqa: N801
+class network_errors:  # noqa: N801
     """Turn what a network library raises into a ``SourceError`` that says what to do."""
 
     def __init__(self, url: str) -> None:
@@ -275,6 +337,8 @@ def explain(error: Exception, url: str) -> SourceError | None:
             f"{url} is gated: its owner asks for an agreement first.",
             f"Accept it on the data set's page, then: {key}",
         )
+    if "HFValidationError" in names:
+        return SourceError(f"{url} names no data set.", "Its name is OWNER/NAME.")
     if "RevisionNotFoundError" in names:
         return SourceError(f"{url}: there is no such revision.", "Check what stands behind the @.")
     if "RepositoryNotFoundError" in names:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,7 +110,7 @@ def open_source(path: str | Path) -> Source:
     notes = {column.name: column.note for column in column_map.columns if column.note}
     prints: list[bytes | str] = []
     for file, (tail, _) in zip(found, opened, strict=True):
-        prints += [file.name.rpartition("/")[2], str(file.size), footer_of(tail)]
+        prints += [_base_name(file.name), str(file.size), footer_of(tail)]
         prints += [file.tag] if file.tag else []
     source = Source(
         path=text,
@@ -130,6 +131,12 @@ def open_source(path: str | Path) -> Source:
     if source.rows == 0:
         raise EmptyResultError(f"{text} has columns but no rows.")
     return source
+
+
+def _base_name(name: str) -> str:
+    """Return a file's name without folders, and without a url's query, such as a signature."""
+    path = urlsplit(name).path if is_remote(name) else name
+    return path.rpartition("/")[2]
 
 
 def _find_files(text: str) -> list[_Found]:

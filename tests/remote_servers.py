@@ -127,7 +127,7 @@ def serving(server: FileServer, certificates: Path | None = None) -> Iterator[Fi
             server.socket, server_side=True, do_handshake_on_connect=False
         )
         server.scheme = "https"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield server
     finally:
@@ -147,6 +147,7 @@ class Hub(FileServer):
         self.repo = repo
         self.store = store
         self.commit = "c0ffee" + "0" * 34
+        self.older_commits: set[str] = set()
         self.token: str | None = None
         self.gated = False
 
@@ -183,18 +184,24 @@ class _HubHandler(_Files):
         found = info or tree or resolve
         if found is None:
             self.fail(404, "RepoNotFound", "Repository not found")
-        elif (found[1] or "main") not in ("main", self.server.commit):
+        elif (revision := found[1] or "main") not in self.revisions():
             self.fail(404, "RevisionNotFound", f"Invalid rev id: {found[1]}")
         elif info:
             siblings = [{"rfilename": name} for name in self.server.files]
             self.send_json(
-                {"id": repo, "sha": self.server.commit, "siblings": siblings, "tags": []}
+                {"id": repo, "sha": self.commit_of(revision), "siblings": siblings, "tags": []}
                 | {"private": False, "gated": False, "downloads": 0, "likes": 0}
             )
         elif tree:
             self.send_tree(tree[2] or "", "recursive=true" in self.path.lower())
         elif resolve:
-            self.resolve(resolve[2])
+            self.resolve(resolve[2], self.commit_of(revision))
+
+    def revisions(self) -> set[str]:
+        return {"main", self.server.commit} | self.server.older_commits
+
+    def commit_of(self, revision: str) -> str:
+        return self.server.commit if revision == "main" else revision
 
     def refused(self, path: str) -> bool:
         if f"/{self.server.repo}" not in path:
@@ -202,7 +209,7 @@ class _HubHandler(_Files):
             known = self.headers.get("authorization")
             self.fail(404 if known else 401, "RepoNotFound", "Repository not found")
             return True
-        if self.server.gated and "/resolve/" in path:
+        if self.server.gated and ("/resolve/" in path or path.endswith("/auth-check")):
             self.fail(403, "GatedRepo", "Access to this dataset is restricted")
             return True
         token = self.server.token
@@ -234,13 +241,13 @@ class _HubHandler(_Files):
         lfs = {"oid": sha, "size": len(data), "pointerSize": 130}
         return {"type": "file", "path": name, "size": len(data), "oid": sha[:40], "lfs": lfs}
 
-    def resolve(self, name: str) -> None:
+    def resolve(self, name: str, commit: str) -> None:
         if name not in self.server.files:
             self.fail(404, "EntryNotFound", "Entry not found")
             return
         data = self.server.files[name]
         sha = hashlib.sha256(data).hexdigest()
-        sent = {"x-repo-commit": self.server.commit, "etag": f'"{sha}"'}
+        sent = {"x-repo-commit": commit, "etag": f'"{sha}"'}
         if not name.endswith(".parquet"):
             self.send_file(name, data, **sent)
             return

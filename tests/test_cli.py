@@ -153,8 +153,35 @@ def test_json_of_filter(pool: Path, tmp_path: Path) -> None:
     assert (shown["rows_in"], shown["rows_out"], shown["beyond_where"]) == (10, 6, 0)
     assert shown["output"] == str(tmp_path / "out")
     assert shown["bites"][0] == {
-        "rule": "width >= 300", "reason": "", "alone": 3, "in_order": 3, "only": 3, "null": 1,
+        "rule": "width >= 300", "reason": "", "recipe": "predicate", "alone": 3, "in_order": 3,
+        "only": 3, "left": 7, "null": 1, "nan": 0, "notes": [],
     }  # fmt: skip
+
+
+def test_json_of_explain_is_what_filter_says(pool: Path, tmp_path: Path) -> None:
+    asked = (pool, "width >= 300", "--where", "id < 9", "--top", "width=0.5")
+    told = run_json("explain", *asked)
+    done = run_json("filter", *asked, "-o", tmp_path / "out")
+    for name in ("rows_in", "rows_out", "bites", "cuts", "matches"):
+        assert told[name] == done[name]
+    assert told["cuts"] == [
+        {"expression": "width", "fraction": 0.5, "over": "pool", "value": 500.0, "rank": 4,
+         "scores": 9},
+    ]  # fmt: skip
+    assert [bite["recipe"] for bite in told["bites"]] == ["predicate", "--where", "--top"]
+
+
+def test_json_of_verify(pool: Path, tmp_path: Path) -> None:
+    coyo("filter", pool, "id < 9", "-o", tmp_path / "out")
+    assert run_json("verify", tmp_path / "out") == {
+        "rows": 9, "same_ids": True, "same_bytes": True, "problems": [], "remarks": [],
+        "replays": True,
+    }  # fmt: skip
+    part = tmp_path / "out" / "part-00000.parquet"
+    pl.read_parquet(part).write_parquet(part, compression="snappy")
+    ran = coyo("verify", tmp_path / "out")
+    assert ran.returncode == 1
+    assert "part-00000.parquet has other bytes" in ran.stderr
 
 
 def test_json_of_dedupe(pool: Path, tmp_path: Path) -> None:
@@ -170,7 +197,7 @@ def test_json_of_info(pool: Path, tmp_path: Path) -> None:
     by_name = {column["name"]: column for column in shown["columns"]}
     assert by_name["width"] | {"meaning": ""} == {
         "name": "width", "type": "int32", "nulls": 1, "low": 100, "high": 1000, "meaning": "",
-        "remark": "10.0% null",
+        "remark": "10.0% null", "nans": None,
     }  # fmt: skip
     assert by_name["watermark_score"]["remark"] == "all null"
     coyo("filter", pool, "id > 3", "-o", tmp_path / "out")
@@ -185,8 +212,10 @@ def test_info_remarks_on_what_is_not_coyos(tmp_path: Path) -> None:
         c["name"]: c["remark"] for c in run_json("info", tmp_path / "pool.parquet")["columns"]
     }
     assert columns["id"] == ""
-    assert columns["clip_similarity_vitb32"] == "COYO has float; above 1: another scale?"
-    assert columns["width"] == "COYO has int32"
+    assert columns["clip_similarity_vitb32"] == (
+        "COYO has float; up to 31, COYO's is -1 to 1: another scale, or damaged rows"
+    )
+    assert columns["width"].startswith("is string, COYO has int32")
 
 
 def test_json_of_recipes_and_the_text_of_one() -> None:
@@ -232,11 +261,13 @@ def test_json_of_run(pool: Path, tmp_path: Path) -> None:
 def test_tables_go_to_stdout_and_talk_to_stderr(pool: Path, tmp_path: Path) -> None:
     ran = coyo("filter", pool, "width >= 300 AND id < 9", "-o", tmp_path / "out")
     assert ran.stdout.splitlines()[0].split() == [
-        "rule", "removed", "in", "order", "alone", "only", "it", "null",
+        "rule", "alone", "in", "order", "only", "it", "left", "null", "NaN",
     ]  # fmt: skip
-    assert ran.stdout.splitlines()[1].split() == ["width", ">=", "300", "3", "3", "3", "1"]
+    assert ran.stdout.splitlines()[1].split() == (
+        ["width", ">=", "300", "3", "3", "3", "7", "70.0%", "1", "0"]
+    )
     assert len(ran.stdout.splitlines()) == 3
-    assert "note: `width >= 300` is NULL on 1 rows; they are removed." in ran.stderr
+    assert "note: where a rule is NULL or a score NaN, it can't say" in ran.stderr
     assert f"10 rows in, 6 out (60.0%) -> {tmp_path / 'out'}" in ran.stderr
 
 
@@ -333,6 +364,21 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "an unwritable place": (
         ("filter", "pool.parquet", "id > 1", "-o", "pool.parquet/out"), "Can't write to",
     ),
+    "recipes that can't go together": (
+        ("filter", "pool.parquet", "id > 1", "SELECT * FROM pool LIMIT 3", "-o", "out"),
+        "can't be combined",
+    ),
+    "nothing to select by": (("filter", "pool.parquet", "-o", "out"), "There is no recipe"),
+    "a fraction in percent": (
+        ("filter", "pool.parquet", "--top", "width=30", "-o", "out"), "Percent? Write 0.3.",
+    ),
+    "a match without a pool": (
+        ("explain", "pool.parquet", "--match", "width > 3"), "--match and --match-from go together",
+    ),
+    "no such sample": (
+        ("filter", "pool.parquet", "--sample", "half", "-o", "out"), "neither a number of rows nor",
+    ),
+    "a folder to verify": (("verify", "folder"), "it has no manifest.json"),
     "a memory limit": (
         ("filter", "pool.parquet", "id > 1", "-o", "out", "--memory", "plenty"), "2GB or 500MB",
     ),

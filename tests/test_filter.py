@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlglot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import names_in, read_ids, write_pool
@@ -29,7 +30,7 @@ from coyo_tools.errors import (
     RecipeError,
     SourceError,
 )
-from coyo_tools.filter import FilterResult, failed_rules, filter_pool
+from coyo_tools.filter import FilterResult, explain_pool, failed_rules, filter_pool
 from coyo_tools.manifest import read_manifest
 from coyo_tools.source import open_source
 
@@ -68,35 +69,90 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     "<>": operator.ne,
 }
+FLIP = {">": "<", ">=": "<=", "<": ">", "<=": ">=", "=": "=", "<>": "<>"}
 LIMITS = {"width": st.integers(0, 4), "score": st.sampled_from([0.0, 0.25, 0.5, 1.0])}
+COLUMNS = st.sampled_from(["width", "score"])
+
+
+def _value(row: Row, name: str) -> float | None:
+    """What a rule sees: a NaN is a missing value."""
+    value = row[name]
+    return None if value is None or math.isnan(value) else value
 
 
 @st.composite
 def comparisons(draw: st.DrawFn) -> Term:
-    name = draw(st.sampled_from(["width", "score"]))
-    sign = draw(st.sampled_from(sorted(COMPARE)))
+    name, sign, limit = draw(COLUMNS), draw(st.sampled_from(sorted(COMPARE))), 0.0
     limit = draw(LIMITS[name])
 
     def judge(row: Row) -> bool | None:
-        return None if row[name] is None else COMPARE[sign](row[name], limit)
+        value = _value(row, name)
+        return None if value is None else COMPARE[sign](value, limit)
 
+    if draw(st.booleans()):
+        return Term(f"{limit} {FLIP[sign]} {name}", judge)
     return Term(f"{name} {sign} {limit}", judge)
 
 
 @st.composite
-def betweens(draw: st.DrawFn) -> Term:
-    low, high = draw(st.integers(0, 4)), draw(st.integers(0, 4))
+def between_columns(draw: st.DrawFn) -> Term:
+    sign = draw(st.sampled_from(sorted(COMPARE)))
 
     def judge(row: Row) -> bool | None:
-        return None if row["width"] is None else low <= row["width"] <= high
+        width, score = _value(row, "width"), _value(row, "score")
+        return None if width is None or score is None else COMPARE[sign](score, width / 4)
 
-    return Term(f"width BETWEEN {low} AND {high}", judge)
+    return Term(f"score {sign} width / 4", judge)
+
+
+@st.composite
+def betweens(draw: st.DrawFn) -> Term:
+    name = draw(COLUMNS)
+    low, high = draw(LIMITS[name]), draw(LIMITS[name])
+    negated = draw(st.booleans())
+
+    def judge(row: Row) -> bool | None:
+        value = _value(row, name)
+        return None if value is None else (low <= value <= high) != negated
+
+    return Term(f"{name} {'NOT ' if negated else ''}BETWEEN {low} AND {high}", judge)
+
+
+@st.composite
+def memberships(draw: st.DrawFn) -> Term:
+    name = draw(COLUMNS)
+    limits = draw(st.lists(LIMITS[name], min_size=1, max_size=3))
+    negated = draw(st.booleans())
+
+    def judge(row: Row) -> bool | None:
+        value = _value(row, name)
+        return None if value is None else (value in limits) != negated
+
+    listed = ", ".join(map(str, limits))
+    return Term(f"{name} {'NOT ' if negated else ''}IN ({listed})", judge)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Term:
+    limit = draw(LIMITS["score"])
+
+    def judge(row: Row) -> bool | None:
+        score, width = _value(row, "score"), _value(row, "width")
+        if score is not None and score >= limit:
+            return None if width is None else width > 1
+        return None if width is None else width > 2
+
+    return Term(f"CASE WHEN score >= {limit} THEN width > 1 ELSE width > 2 END", judge)
 
 
 @st.composite
 def null_tests(draw: st.DrawFn) -> Term:
-    name = draw(st.sampled_from(["width", "score"]))
-    return Term(f"{name} IS NULL", lambda row: row[name] is None)
+    name = draw(COLUMNS)
+    negated = draw(st.booleans())
+    return Term(
+        f"{name} IS {'NOT ' if negated else ''}NULL",
+        lambda row: (_value(row, name) is None) != negated,
+    )
 
 
 def _not(term: Term) -> Term:
@@ -115,55 +171,109 @@ def _or(one: Term, other: Term) -> Term:
     return Term(f"({one.sql} OR {other.sql})", judge)
 
 
-ATOMS = st.one_of(comparisons(), betweens(), null_tests())
+def _both(one: Term, other: Term) -> Term:
+    def judge(row: Row) -> bool | None:
+        verdicts = {one.judge(row), other.judge(row)}
+        return False if False in verdicts else None if None in verdicts else True
+
+    return Term(f"NOT (NOT ({one.sql} AND {other.sql}))", judge)
+
+
+ATOMS = st.one_of(
+    comparisons(),
+    comparisons(),
+    between_columns(),
+    betweens(),
+    memberships(),
+    cases(),
+    null_tests(),
+)
 TERMS = st.recursive(
-    ATOMS, lambda terms: terms.map(_not) | st.builds(_or, terms, terms), max_leaves=3
+    ATOMS,
+    lambda terms: terms.map(_not) | st.builds(_or, terms, terms) | st.builds(_both, terms, terms),
+    max_leaves=4,
 )
 ROWS = st.lists(
     st.fixed_dictionaries(
         {
             "width": st.none() | st.integers(0, 4),
-            "score": st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+            "score": st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan]),
         }
     ),
     min_size=1,
     max_size=12,
 )
+# Every one of these selects whole rows by the same WHERE, along another way through the code.
+FORMS = (
+    "{}",
+    "SELECT * FROM pool AS p WHERE {}",
+    "SELECT *, id AS own FROM pool WHERE {} LIMIT 99",
+)
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=ROWS, terms=st.lists(TERMS, min_size=1, max_size=4))
-def test_rows_and_bites_are_those_of_brute_force(rows: list[Row], terms: list[Term]) -> None:
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=ROWS,
+    terms=st.lists(TERMS, min_size=1, max_size=10),
+    form=st.sampled_from(FORMS),
+    group=st.integers(1, 4),
+)
+def test_rows_and_bites_are_those_of_brute_force(
+    rows: list[Row], terms: list[Term], form: str, group: int
+) -> None:
     verdicts = [[term.judge(row) for term in terms] for row in rows]
     kept = [number for number, row in enumerate(verdicts) if all(v is True for v in row)]
     with tempfile.TemporaryDirectory() as folder:
-        pool = write_pool(
-            Path(folder) / "pool.parquet",
-            id=range(len(rows)),
-            width=[row["width"] for row in rows],
-            score=[row["score"] for row in rows],
+        table = pa.table(
+            {
+                "id": pa.array(range(len(rows)), type=pa.int64()),
+                "width": pa.array([row["width"] for row in rows], type=pa.int32()),
+                "score": pa.array([row["score"] for row in rows], type=pa.float32()),
+            }
         )
+        pool = Path(folder) / "pool.parquet"
+        pq.write_table(table, pool, row_group_size=group)
         out = Path(folder) / "out"
-        recipe = " AND ".join(term.sql for term in terms)
-        if not kept:
+        recipe = form.format(" AND ".join(term.sql for term in terms))
+        explained = explain_pool(pool, recipe, threads=1)
+        assert explained.rows_out == len(kept)
+        if kept:
+            result = filter_pool(pool, recipe, out, threads=1)
+            assert sorted(read_ids(out)) == kept
+            assert result.bites == explained.bites
+            manifest = read_manifest(out)
+            assert sum(manifest.lost.values()) == len(rows) - len(kept)
+            assert (
+                pl.read_parquet(out / "part-*.parquet")
+                .select(table.column_names)
+                .equals(pl.DataFrame(pl.from_arrow(table))[kept])
+            )
+        else:
             with pytest.raises(EmptyResultError):
                 filter_pool(pool, recipe, out, threads=1)
             assert names_in(Path(folder)) == {"pool.parquet"}
-            return
-        result = filter_pool(pool, recipe, out, threads=1)
-        assert sorted(read_ids(out)) == kept
-        manifest = read_manifest(out)
     failed = [[verdict is not True for verdict in row] for row in verdicts]
-    for number, bite in enumerate(result.bites):
+    for number, bite in enumerate(explained.bites):
         assert bite.alone == sum(row[number] for row in failed)
         assert bite.in_order == sum(row[number] and not any(row[:number]) for row in failed)
         assert bite.only == sum(row[number] and sum(row) == 1 for row in failed)
+        assert bite.left == sum(not any(row[: number + 1]) for row in failed)
         assert bite.null == sum(row[number] is None for row in verdicts)
-    assert len(result.bites) == len(terms)
-    assert result.rows_in - result.rows_out == sum(bite.in_order for bite in result.bites)
-    assert (
-        sum(manifest.lost.values()) == manifest.rows_in - manifest.rows_out == len(rows) - len(kept)
-    )
+        assert bite.nan == sum(
+            row[number] is None and "score" in terms[number].sql and _is_nan(rows[place]["score"])
+            for place, row in enumerate(verdicts)
+        )
+    assert [bite.rule for bite in explained.bites] == [_plain(term.sql) for term in terms]
+
+
+def _is_nan(value: float | None) -> bool:
+    return value is not None and math.isnan(value)
+
+
+def _plain(sql: str) -> str:
+    """A rule as it is shown: without parentheses around all of it."""
+    tree = sqlglot.parse_one(sql, read="duckdb")
+    return sql[1:-1] if isinstance(tree, sqlglot.exp.Paren) and sql.startswith("(") else sql
 
 
 def test_sixty_rules_and_more_are_counted_exactly(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def skipped(outcomes: list[StageOutcome]) -> dict[str, bool]:
         ('name = "unique"', 'name = ""', "a name is letters, digits, - and _"),
         ("keep =", "kept =", "stage unique of road.toml has no `kept`. Did you mean keep?"),
         ("keep =", "colour =", "has no `colour`. Known are by, keep, memory, source, threads."),
-        ('recipe = "width >= 300"', "", "stage clean of road.toml needs a `recipe`, or something else"),
+        ('recipe = "width >= 300"', "", "road.toml needs a `recipe`, or something else"),
         ('source = "clean"', "", "stage unique of road.toml needs `source`"),
         ('source = "clean"', 'source = "cleen"', "refers to 'cleen', which is no input and no"),
         ('source = "pool"', 'source = "unique"', "refers to 'unique', which is no input and no"),

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from making import COYO, coyo, names_in, write_pool
 
-from coyo_tools.errors import ColumnError, CoyoError, OutputError, RecipeError
+from coyo_tools.errors import ColumnError, OutputError, RecipeError
 from coyo_tools.query import query_table, write_query
 
 NAN = float("nan")
@@ -107,8 +107,8 @@ def test_what_is_refused(pool: Path, query: str, said: str) -> None:
 def test_a_mistyped_column_gets_the_nearest_name(pool: Path) -> None:
     with pytest.raises(ColumnError, match="Did you mean `width`"):
         query_table(pool, "SELECT avg(widht) FROM pool", max_rows=1)
-    with pytest.raises(CoyoError, match='Candidate bindings: "width"'):
-        query_table(pool, "SELECT p.widht FROM pool AS p", max_rows=1)
+    with pytest.raises(RecipeError, match='Candidate bindings: "width"'):
+        query_table(pool, "WITH p AS (FROM pool) SELECT widht FROM p", max_rows=1)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_numbers_can_be_copied_and_control_characters_do_nothing(tmp_path: Path)
 
 def test_wide_rows_stand_below_each_other(pool: Path) -> None:
     wide = ", ".join(f"repeat('x', 40) AS column_{number}" for number in range(6))
-    shown = coyo("sql", pool, f"SELECT {wide} FROM pool", "--max-rows", "2").stdout
+    shown = coyo("sql", pool, "SELECT " + wide + " FROM pool", "--max-rows", "2").stdout
     assert shown.count("column_5") == 2
     assert "row 2" in shown
 
@@ -225,14 +225,18 @@ def test_csv_on_a_terminal_has_no_control_characters(pool: Path) -> None:
 
 def test_a_reader_that_has_enough_ends_the_query_quietly(tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool.parquet", id=range(400_000), text=["x" * 50] * 400_000)
-    command = f"{COYO} sql {pool} 'SELECT * FROM pool' --format csv | head -n 2"
     ran = subprocess.run(
-        command,
-        shell=True,
+        [
+            "sh",
+            "-c",
+            '"$0" sql "$1" "SELECT * FROM pool" --format csv | head -n 2',
+            COYO,
+            str(pool),
+        ],
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,  # noqa: S602
+        timeout=60,
     )
     assert (ran.stdout.count("\n"), ran.stderr) == (2, "")
 

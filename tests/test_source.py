@@ -9,8 +9,10 @@ import pytest
 from making import names_in, write_pool
 
 from coyo_tools.dedupe import dedupe_pool
+from coyo_tools.engine import open_session, pool_relation
 from coyo_tools.errors import ColumnError, CoyoError, EmptyResultError, SourceError
 from coyo_tools.filter import filter_pool
+from coyo_tools.footers import TAIL_BYTES
 from coyo_tools.source import open_source
 
 
@@ -107,6 +109,80 @@ def test_parts_that_differ_are_named_with_their_difference(
     with pytest.raises(SourceError, match=said) as caught:
         open_source(tmp_path)
     assert "part-1.parquet has other columns than" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [(pa.int32(), pa.int64()), (pa.int8(), pa.int32()), (pa.float32(), pa.float64())],
+)
+def test_widths_of_numbers_are_unified(
+    tmp_path: Path, narrow: pa.DataType, wide: pa.DataType
+) -> None:
+    """Whichever part comes first, and with a value that the narrow type can't hold."""
+    for first, second in (("a", "b"), ("b", "a")):
+        folder = tmp_path / first
+        folder.mkdir()
+        small = pa.table({"id": [1], "value": pa.array([1], narrow)})
+        large = pa.table({"id": [2], "value": pa.array([2**30 + 1], wide)})
+        pq.write_table(small, folder / f"{first}.parquet")
+        pq.write_table(large, folder / f"{second}.parquet")
+        source = open_source(folder)
+        assert source.schema.field("value").type == wide
+        filter_pool(folder, "value > 0", folder / "out")
+        assert open_source(folder / "out").schema.field("value").type == wide
+        values = pl.read_parquet(folder / "out" / "part-00000.parquet")["value"].to_list()
+        assert sorted(values) == [1, 2**30 + 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.int32(), pa.float32()), (pa.int64(), pa.uint64()), (pa.int32(), pa.string()),
+        (pa.float32(), pa.string()), (pa.bool_(), pa.int8()),
+    ],
+)  # fmt: skip
+def test_other_types_are_never_unified(
+    tmp_path: Path, one: pa.DataType, other: pa.DataType
+) -> None:
+    for number, kind in enumerate((one, other)):
+        table = pa.table({"id": [number], "value": pa.array([1]).cast(kind)})
+        pq.write_table(table, tmp_path / f"part-{number}.parquet")
+    with pytest.raises(SourceError, match=f"part-1.parquet .*: value is {other} instead of {one}"):
+        open_source(tmp_path)
+
+
+def test_categories_are_the_text_they_stand_for(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"id": [1], "text": ["a"]}, schema_overrides={"text": pl.Categorical})
+    frame.write_parquet(tmp_path / "pool.parquet")
+    assert open_source(tmp_path).schema.field("text").type == pa.string()
+
+
+def test_a_source_knows_the_rows_and_bytes_of_each_file(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pool(tmp_path / f"part-{number}.parquet", id=range(10 * number, 11 * number + 1))
+    source = open_source(tmp_path)
+    assert source.file_rows == (1, 2, 3)
+    assert source.file_bytes == tuple(Path(file).stat().st_size for file in source.files)
+    assert source.rows == 6
+    with open_session(source) as session:
+        last = pool_relation(session, source, source.files[2:])
+        assert last.fetchall() == [(20,), (21,), (22,)]
+
+
+def test_a_footer_longer_than_the_tail_is_read(tmp_path: Path) -> None:
+    columns = {f"a column with a rather long name, number {number}": [1] for number in range(2000)}
+    write_pool(tmp_path / "pool.parquet", id=[1], **columns)
+    assert len(open_source(tmp_path).tails[0]) > TAIL_BYTES
+    assert len(open_source(tmp_path).columns) == 2001
+
+
+@pytest.mark.parametrize("damage", [b"\x00" * 40, b"\xff" * 40])
+def test_a_damaged_footer_is_named(pool: Path, damage: bytes) -> None:
+    raw = bytearray(pool.read_bytes())
+    raw[-60:-20] = damage
+    pool.write_bytes(raw)
+    with pytest.raises(SourceError, match=r"pool\.parquet is not a readable parquet file"):
+        open_source(pool)
 
 
 def test_parts_by_different_writers_belong_together(tmp_path: Path) -> None:
