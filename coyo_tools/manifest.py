@@ -110,6 +110,44 @@ def new_artifact(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             the place can't be written.
     """
     refuse_existing(output, overwrite=overwrite)
+    with held_partial(output) as partial:
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise RuntimeError(f"{partial} was finished without a {MANIFEST}")
+        _flush(partial)
+        _move_into_place(partial, output)
+
+
+@contextlib.contextmanager
+def new_file(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path to write, whose file becomes ``output`` when the block ends without an error.
+
+    The path is in a directory of its own, which may be used besides and is gone afterwards.
+
+    Raises:
+        OutputError: as ``new_artifact``, or ``output`` is no plain file.
+    """
+    if output.is_dir():
+        raise OutputError(f"{output} is a directory.", "Give the name of a file with -o.")
+    if output.exists() and not overwrite:
+        raise OutputError(
+            f"{output} already exists.", "Choose another -o, or add --overwrite to replace it."
+        )
+    with held_partial(output) as partial:
+        path = partial / "file"
+        yield path
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(output)
+
+
+@contextlib.contextmanager
+def held_partial(output: Path) -> Iterator[Path]:
+    """Yield an empty ``.NAME.partial`` beside ``output``, locked and removed in the end.
+
+    Raises:
+        OutputError: another process holds it, the place can't be written, or the disk is full.
+    """
     partial = output.parent / f".{output.name}.partial"
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -121,10 +159,6 @@ def new_artifact(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _empty(partial)
         try:
             yield partial
-            if not (partial / MANIFEST).is_file():
-                raise RuntimeError(f"{partial} was finished without a {MANIFEST}")
-            _flush(partial)
-            _move_into_place(partial, output)
         except OSError as error:
             if error.errno is not None and error.errno == 28:  # ENOSPC
                 message = f"The disk is full; {output} was not written."

@@ -117,14 +117,7 @@ def load_recipe(text: str) -> Recipe:
     if not text:
         raise RecipeError("The recipe is empty.", "`coyo recipes` lists the shipped ones.")
     if text.lower().endswith(".sql"):
-        path = Path(text)
-        try:
-            sql = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(f"The recipe file {text} can't be read: {error.strerror}.") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"The recipe file {text} is not UTF-8 text.") from error
-        return parse_recipe(sql, name=path.stem)
+        return parse_recipe(read_sql_file(text), name=Path(text).stem)
     if _STATEMENT.match(text):
         return parse_recipe(text, name="query")
     if _NAME.fullmatch(text):
@@ -133,8 +126,41 @@ def load_recipe(text: str) -> Recipe:
     return parse_recipe(f"SELECT * FROM pool WHERE\n{text}", name="predicate")  # noqa: S608
 
 
-def parse_recipe(sql: str, *, name: str) -> Recipe:
-    """Check that ``sql`` is one SELECT over ``pool`` and split its WHERE into rules.
+def read_sql_file(path: str, *, what: str = "recipe") -> str:
+    """Return the text of a .sql file that somebody names.
+
+    Raises:
+        RecipeError: it can't be read, or is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"The {what} file {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"The {what} file {path} is not UTF-8 text.") from error
+
+
+@dataclass(frozen=True)
+class Select:
+    """One SELECT over ``pool``: its tree, its text up to the semicolon, the comments behind it."""
+
+    tree: exp.Expr
+    sql: str
+    trailing: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it names."""
+        found = (_column_name(column) for column in self.tree.find_all(exp.Column))
+        return tuple(dict.fromkeys(found))
+
+
+def parse_select(sql: str, *, what: str = "recipe") -> Select:
+    """Check that ``sql`` is one SELECT that reads ``pool`` and no other table.
+
+    Args:
+        sql: DuckDB's SQL.
+        what: what to call it when something is wrong.
 
     Raises:
         RecipeError: it does not parse, or is something else.
@@ -148,24 +174,35 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
     statements = [tree for tree in parsed if not isinstance(tree, exp.Semicolon)]
     trailing = [tree for tree in parsed if isinstance(tree, exp.Semicolon)]
     if len(statements) != 1:
-        raise RecipeError(f"A recipe is one SELECT; this one has {len(statements)} statements.")
+        raise RecipeError(f"A {what} is one SELECT; this one has {len(statements)} statements.")
     tree = statements[0]
     if not isinstance(tree, exp.Query):
         word = tree.name if isinstance(tree, exp.Command) else tree.key
-        raise RecipeError(f"A recipe is a SELECT over pool, not {word.upper()}.")
-    _refuse_other_tables(tree)
-    refuse_volatile(tree)
+        said = "an expression" if isinstance(tree, exp.Condition) else word.upper()
+        raise RecipeError(f"A {what} is a SELECT over pool, not {said}.")
+    _refuse_other_tables(tree, what)
     ends = [token.start for token in tokens if token.token_type == TokenType.SEMICOLON]
     text = (sql[: ends[0]] if ends else sql).strip()
+    comments = (comment.strip() for node in trailing for comment in node.comments or [])
+    return Select(tree, text, " ".join(comments))
+
+
+def parse_recipe(sql: str, *, name: str) -> Recipe:
+    """Check that ``sql`` is one SELECT over ``pool`` and split its WHERE into rules.
+
+    Raises:
+        RecipeError: it does not parse, or is something else.
+    """
+    select = parse_select(sql)
+    tree, text = select.tree, select.sql
+    refuse_volatile(tree)
     rules = _rules(tree, text, name) if _selects_from_pool(tree) else []
-    if rules and trailing:
-        reason = " ".join(comment.strip() for node in trailing for comment in node.comments or [])
-        rules[-1] = replace(rules[-1], reason=f"{rules[-1].reason} {reason}".strip())
+    if rules and select.trailing:
+        rules[-1] = replace(rules[-1], reason=f"{rules[-1].reason} {select.trailing}".strip())
     where_decides = _selects_from_pool(tree) and not (
         any(tree.args.get(key) for key in _BEYOND_WHERE)
         or any(item.find(exp.Explode, exp.Unnest) or _makes_id(item) for item in tree.expressions)
     )
-    columns = tuple(dict.fromkeys(_column_name(column) for column in tree.find_all(exp.Column)))
     star = tree.expressions[0] if len(tree.expressions) == 1 else None
     whole_rows = (
         where_decides
@@ -179,7 +216,7 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         or any(item.find(exp.Explode, exp.Unnest, exp.AggFunc) for item in tree.expressions)
         or tree.find(exp.Window)
     )
-    return Recipe(name, text, tuple(rules), where_decides, whole_rows, row_by_row, columns)
+    return Recipe(name, text, tuple(rules), where_decides, whole_rows, row_by_row, select.columns)
 
 
 def combine_recipes(recipes: Sequence[Recipe]) -> Recipe:
@@ -215,10 +252,10 @@ def combine_recipes(recipes: Sequence[Recipe]) -> Recipe:
     return Recipe(name, sql, tuple(rules), True, True, row_by_row, columns)
 
 
-def check_columns(recipe: Recipe, available: tuple[str, ...]) -> None:
-    """Raise ``ColumnError`` for the first column of a recipe that the pool does not have.
+def check_columns(recipe: Recipe | Select, available: tuple[str, ...]) -> None:
+    """Raise ``ColumnError`` for the first column of a query that the pool does not have.
 
-    Names that the recipe itself defines (aliases, lambda parameters) are left to DuckDB.
+    Names that the query itself defines (aliases, lambda parameters) are left to DuckDB.
     """
     tree = sqlglot.parse_one(recipe.sql, read="duckdb")
     defined = {alias.alias.lower() for alias in tree.find_all(exp.Alias)}
@@ -274,7 +311,7 @@ def missing_column(
     return ColumnError(f"{where} has no column `{name}`.", f"{hint}It has {', '.join(available)}.")
 
 
-def _refuse_other_tables(tree: exp.Expr) -> None:
+def _refuse_other_tables(tree: exp.Expr, what: str) -> None:
     own = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
     reads_pool = False
     for table in tree.find_all(exp.Table):
@@ -283,13 +320,12 @@ def _refuse_other_tables(tree: exp.Expr) -> None:
             reads_pool = True
         elif not (plain and table.name.lower() in own):
             raise RecipeError(
-                f"A recipe reads only the table pool; this one reads {table.sql('duckdb')}."
+                f"A {what} reads only the table pool; this one reads {table.sql('duckdb')}."
             )
     if not reads_pool:
-        raise RecipeError(
-            "The recipe does not read the table pool.",
-            "Write SELECT * FROM pool WHERE …, or only the predicate.",
-        )
+        shorter = ", or only the predicate" if what == "recipe" else ""
+        hint = f"Write SELECT * FROM pool WHERE …{shorter}."  # noqa: S608
+        raise RecipeError(f"The {what} does not read the table pool.", hint)
 
 
 def _selects_from_pool(tree: exp.Expr) -> bool:

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import polars as pl
 
-from coyo_tools import __version__
 from coyo_tools.columns import ID
 from coyo_tools.filter import failed_rules
 from coyo_tools.manifest import Manifest
+from coyo_tools.pages import write_page
 from coyo_tools.shards import LEDGER, SHARDS_KIND, Sample, read_samples
 from coyo_tools.source import open_source
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _PAIRS = 12  # pictures shown on either side
 _CURVE_POINTS = 120
 
@@ -107,18 +105,10 @@ def write_report(
     removed: list[Pair] = []
     if subsets and downloads:
         kept, removed = _pairs(subsets, downloads[-1])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    environment.filters["number"] = lambda value: f"{value:,}"
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "report.html.j2",
         title=title,
-        version=__version__,
         stages=stages,
         filters=[stage for stage in stages if stage.does == "filter"],
         dedupes=[stage for stage in stages if stage.does == "dedupe"],
@@ -131,9 +121,6 @@ def write_report(
         planted=_planted(truth, subsets[-1]) if truth is not None and subsets else [],
         links=_links(truth, downloads[-1]) if truth is not None and downloads else None,
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
 
 
 def _fates(stage: ReportStage) -> list[tuple[str, int, float]]:

@@ -23,11 +23,6 @@ CREATE OR REPLACE TEMP MACRO phash_bits(image_phash) AS
 CREATE OR REPLACE TEMP MACRO hamming(one_phash, other_phash) AS
     bit_count(xor(phash_bits(one_phash), phash_bits(other_phash)));
 
--- The host of a url in lower case, without user, port and a leading www.; NULL when there is none.
-CREATE OR REPLACE TEMP MACRO url_domain(url) AS
-    nullif(regexp_extract(lower(trim(url)),
-        '^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?(?:www\.)?(\[[^\]/]*\]|[^/?#:@\s\[]+)', 1), '');
-
 -- DataComp's cut, for score >= top_fraction(score, 0.3): the pool's scores in descending order, the
 -- value at 0-based index int(rows * fraction). Rows are those that have the score: NULL and NaN are
 -- left out. The product is a floating-point one, as in DataComp's Python: 100 * 0.29 is 28.99….
@@ -74,3 +69,12 @@ CREATE OR REPLACE TEMP MACRO mix64(number) AS
 -- id and seed alone, so on neither threads, file order nor DuckDB's version (as hash() does).
 CREATE OR REPLACE TEMP MACRO sample_key(id, seed) AS
     mix64(xor(low_bits(id::HUGEINT), mix64(seed)));
+
+-- The host of a url in lower case, without user, port and a leading www.; NULL where there is none.
+-- In steps, since a pattern without groups is several times faster than one with them.
+CREATE OR REPLACE TEMP MACRO url_origin(url) AS
+    regexp_extract(url, '^(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#]*');
+CREATE OR REPLACE TEMP MACRO bare_host(host) AS
+    nullif(CASE WHEN starts_with(host, 'www.') THEN substr(host, 5) ELSE host END, '');
+CREATE OR REPLACE TEMP MACRO url_domain(url) AS
+    bare_host(lower(regexp_extract(regexp_extract(split_part(url_origin(url), '/', 3), '[^@]*$'), '^(?:\[[^]]*\]|[^:]*)')));

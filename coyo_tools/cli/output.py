@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -53,9 +53,16 @@ def print_json(data: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str | None = None,
+    plain: bool = False,
 ) -> None:
-    """Print a table; columns that hold numbers are set flush right."""
+    """Print a table; columns that hold numbers are set flush right.
+
+    ``plain`` numbers have no separators and every digit, to be copied.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -63,26 +70,52 @@ def print_table(
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for position, name in enumerate(columns):
         numeric = bool(rows) and all(_is_figure(row[position]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if numeric else "left"
+        table.add_column(escape(cell_text(name)), justify=side, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row))
-    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    Console(width=width, highlight=False).print(table)
+        table.add_row(*(escape(cell_text(value, plain=plain)) for value in row))
+    Console(width=_width(), highlight=False).print(table)
+
+
+def print_records(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, plain: bool = False
+) -> None:
+    """Print rows as a table, or one below the other where they are too wide for one."""
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    texts = [[cell_text(value, plain=plain) for value in row] for row in rows]
+    widths = [
+        max(cell_len(text) for text in column)
+        for column in zip(map(cell_text, columns), *texts, strict=True)
+    ]
+    if sum(widths) + 2 * len(widths) <= Console(width=_width()).width or len(columns) < 3:
+        print_table(columns, rows, plain=plain)
+        return
+    for number, row in enumerate(rows, 1):
+        pairs = list(zip(columns, row, strict=True))
+        print_table(["column", f"row {number}"], pairs, plain=plain)
+        typer.echo()
+
+
+def _width() -> int | None:
+    return None if sys.stdout.isatty() else _PLAIN_WIDTH
 
 
 def _is_figure(value: object) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object, *, plain: bool = False) -> str:
+    """Return what a table shows for a value: one line that no terminal takes for a command."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}"
+        return str(value) if plain else f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.9g}" if plain else f"{value:.4g}"
     # Captions and urls come from strangers: no control characters on somebody's terminal.
     return "".join(sign if sign.isprintable() else "�" for sign in str(value))
 
