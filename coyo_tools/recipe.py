@@ -8,9 +8,10 @@ text, so that what a report shows and DuckDB judges is what somebody wrote.
 import difflib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import sqlglot
 from sqlglot import TokenType, exp
@@ -252,10 +253,15 @@ def combine_recipes(recipes: Sequence[Recipe]) -> Recipe:
     return Recipe(name, sql, tuple(rules), True, True, row_by_row, columns)
 
 
-def check_columns(recipe: Recipe | Select, available: tuple[str, ...]) -> None:
+def check_columns(
+    recipe: Recipe | Select,
+    available: tuple[str, ...],
+    absent: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Raise ``ColumnError`` for the first column of a query that the pool does not have.
 
-    Names that the query itself defines (aliases, lambda parameters) are left to DuckDB.
+    Names that the query itself defines (aliases, lambda parameters) are left to DuckDB. ``absent``
+    says of some columns why the pool has none.
     """
     tree = sqlglot.parse_one(recipe.sql, read="duckdb")
     defined = {alias.alias.lower() for alias in tree.find_all(exp.Alias)}
@@ -268,6 +274,8 @@ def check_columns(recipe: Recipe | Select, available: tuple[str, ...]) -> None:
     known = {name.lower() for name in available} | defined | {"pool"}
     for name in recipe.columns:
         if name.lower() not in known and name != "*":
+            if name.lower() in absent:
+                raise ColumnError(f"The pool has no column `{name}`.", absent[name.lower()])
             raise missing_column(name, available)
 
 

@@ -99,7 +99,7 @@ def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ..
     if not parsed and (selection.sample or selection.limit or selection.order_by):
         parsed = [parse_recipe("SELECT * FROM pool", name="everything")]
     recipe = combine_recipes(parsed)
-    check_columns(recipe, pool.columns)
+    check_columns(recipe, pool.columns, pool.column_map.absent)
     return recipe, tuple(matches), inputs
 
 

@@ -14,6 +14,11 @@ CREATE OR REPLACE TEMP MACRO min_side(width, height) AS
 CREATE OR REPLACE TEMP MACRO nan_to_null(score) AS
     CASE WHEN NOT isnan(score) THEN score END;
 
+-- isnan() that looks at the rows: DuckDB 2.0 takes WHERE isnan(score) for false where a footer gives
+-- a minimum and a maximum, which leave NaN out.
+CREATE OR REPLACE TEMP MACRO is_nan(score) AS
+    CASE WHEN score IS NOT NULL THEN nan_to_null(score) IS NULL END;
+
 -- A pHash of 16 hexadecimal digits as 64 bits; NULL when it is something else.
 CREATE OR REPLACE TEMP MACRO phash_bits(image_phash) AS
     CASE WHEN regexp_full_match(image_phash, '[0-9a-fA-F]{16}')
