@@ -1,7 +1,11 @@
 """The shipped recipes: the rows beside each file, COYO's real rows, and what every one says."""
 
+import itertools
 import json
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -9,7 +13,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from making import read_ids
+import sqlglot
+from making import read_ids, write_pool
+from sqlglot import exp
 
 from coyo_tools.bundled import bundled
 from coyo_tools.columns import BY_NAME
@@ -17,6 +23,7 @@ from coyo_tools.errors import RecipeError
 from coyo_tools.filter import explain_pool, filter_pool
 from coyo_tools.guard import bare_rule
 from coyo_tools.recipe import find_shipped, load_recipe, shipped_recipes
+from coyo_tools.selection import Selection
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
 
@@ -30,6 +37,11 @@ def read_rows(name: str) -> pl.DataFrame:
     frame = pl.read_csv(rows_file(name), infer_schema=False)
     assert set(frame["keep"]) <= {"yes", "no"}
     return frame
+
+
+def without_nan(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows that DuckDB judges alike without coyo's guards against NaN."""
+    return rows.filter(~pl.any_horizontal(pl.all().exclude("keep", "why").eq_missing("NaN")))
 
 
 def as_pool(frame: pl.DataFrame, path: Path, *, group: int = 1000) -> Path:
@@ -92,6 +104,74 @@ def test_every_threshold_has_rows_on_it_and_on_either_side(name: str) -> None:
                 assert neighbour in exact, f"{rule.sql}: no row with {column} = {neighbour}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_threshold_is_met_by_rows_that_nothing_else_removes(
+    tmp_path: Path, name: str
+) -> None:
+    """Also where a rule computes something first, counts, or takes its threshold from the pool."""
+    rows = without_nan(read_rows(name))
+    if name == "align-1.8b":
+        rows = pl.concat([rows, many_texts(11)])
+    pool = as_pool(rows, tmp_path / "pool.parquet")
+    rules = load_recipe(name).rules
+    with duckdb.connect() as shell:
+        shell.read_parquet(str(pool)).create_view("pool")
+        shell.execute((bundled("sql") / "macros.sql").read_text(encoding="utf-8"))
+        for rule in rules:
+            others = " AND ".join(f"({other.sql})" for other in rules if other is not rule)
+            alone = shell.sql(f"SELECT * FROM pool WHERE {others or 'true'}")
+            for value, threshold in compared(rule.sql):
+                at = shell.sql(f"SELECT {threshold}").fetchall()[0][0]
+                kind = str(alone.select(value).types[0])
+                # Several rules may lack the same value, so a NULL is looked for among all rows.
+                assert shell.sql(f"FROM pool WHERE ({value}) IS NULL").fetchall(), rule.sql
+                seen = {row[0] for row in alone.select(value).fetchall()}
+                assert_met_from_both_sides(seen, at, kind, rule.sql)
+            for counts, threshold in counted(rule.sql):
+                seen = {row[0] for row in shell.sql(counts).fetchall()}
+                assert {threshold, threshold + 1} <= seen, f"{rule.sql}: counts {seen}"
+
+
+def compared(rule: str) -> list[tuple[str, str]]:
+    """What a rule compares with what: the sides of its comparison, as SQL."""
+    tree = sqlglot.parse_one(rule, read="duckdb")
+    if isinstance(tree, exp.Between):
+        sides = [(tree.this, tree.args["low"]), (tree.this, tree.args["high"])]
+    elif isinstance(tree, exp.GT | exp.GTE | exp.LT | exp.LTE):
+        sides = [(tree.left, tree.right)]
+    else:
+        return []
+    return [(one.sql("duckdb"), other.sql("duckdb")) for one, other in sides]
+
+
+def counted(rule: str) -> list[tuple[str, int]]:
+    """The queries that give a rule's counts per group, and the greatest count that passes."""
+    found = []
+    for having in sqlglot.parse_one(rule, read="duckdb").find_all(exp.Having):
+        test, select = having.this, having.parent
+        assert isinstance(test, exp.GT) and isinstance(select, exp.Select)
+        if test.find(exp.Distinct):  # a count(*) only says which groups are counted exactly
+            counts = exp.select(test.left.copy()).from_("pool").group_by(*select.args["group"])
+            found.append((counts.sql("duckdb"), int(test.right.name)))
+    return found
+
+
+def assert_met_from_both_sides(seen: set[Any], at: Any, kind: str, rule: str) -> None:
+    numbers = {value for value in seen if value is not None}
+    if kind == "FLOAT":
+        at = np.float32(at)
+        wanted = {float(at), *(float(np.nextafter(at, np.float32(far))) for far in (-9, 9))}
+        assert wanted <= numbers, f"{rule}: {wanted - numbers} missing"
+    elif kind == "INTEGER":
+        assert {at - 1, at, at + 1} <= numbers, f"{rule}: {at} is not met from both sides"
+    else:
+        assert kind == "DOUBLE"
+        assert float(at) in numbers, f"{rule}: {at} is not met"
+        for low, high in ((0.99, 1), (1, 1.01)):
+            near = [value for value in numbers if low * float(at) < value < high * float(at)]
+            assert near, f"{rule}: nothing near {at}"
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "align-frequent-words"])
 def test_every_rule_has_a_row_that_only_it_removes(tmp_path: Path, name: str) -> None:
     rows = read_rows(name)
@@ -137,6 +217,76 @@ def test_align_keeps_rows_whose_words_and_pairs_are_all_frequent(tmp_path: Path)
     assert read_ids(tmp_path / "out") == [0, 1, 2, 4, 6, 7]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_align_frequent_words_is_what_counting_says_ties_included(
+    tmp_path: Path, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    words = ["a", "Dog", "dog", "été", "x_1", "7"]
+    texts: list[str | None] = [
+        " ".join(random.choice(words, size=random.integers(0, 5))) for _ in range(60)
+    ]
+    texts[5] = None
+    counts = Counter(gram for text in texts for gram in grams(text))
+    shipped = find_shipped("align-frequent-words").path.read_text(encoding="utf-8")
+    pool = as_pool(pl.DataFrame({"keep": "yes", "why": "", "text": texts}), tmp_path / "p.parquet")
+    for limit in (3, 8, 20):
+        least = sorted(counts.values(), reverse=True)[limit - 1]
+        (tmp_path / "top.sql").write_text(shipped.replace("100_000_000", str(limit)))
+        filter_pool(pool, str(tmp_path / "top.sql"), tmp_path / "out", overwrite=True)
+        expected = [
+            n for n, text in enumerate(texts) if all(counts[g] >= least for g in grams(text))
+        ]
+        assert read_ids(tmp_path / "out") == expected
+
+
+def grams(text: str | None) -> list[str]:
+    words = re.findall(r"\w+", (text or "").lower())
+    return words + [f"{one} {other}" for one, other in itertools.pairwise(words)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_align_counts_pictures_and_texts_as_sets_do(tmp_path: Path, seed: int) -> None:
+    """With 3 pictures a text and 4 texts a picture at most, on a pool with gaps in both."""
+    random = np.random.default_rng(seed)
+    rows = [
+        (
+            random.choice(["a", "b", "c", "d", "e f", "", None], p=[0.3, 0.2] + [0.1] * 5),
+            random.choice([*"1234567", None]),
+        )
+        for _ in range(70)
+    ]
+    pictures, texts = defaultdict(set), defaultdict(set)
+    for text, picture in rows:
+        if text is not None and picture is not None:
+            pictures[text].add(picture)
+            texts[picture].add(text)
+    shipped = find_shipped("align-1.8b").path.read_text(encoding="utf-8")
+    fewer = re.sub(r"> 10\b", "> 3", shipped.replace("> 1000", "> 4"))
+    assert fewer.count("> 3") == fewer.count("> 4") == 2
+    (tmp_path / "few.sql").write_text(fewer)
+    pool = tmp_path / "pool.parquet"
+    columns = {"text": [t for t, _ in rows], "image_phash": [p for _, p in rows]}
+    sizes = {"width": [500] * 70, "height": [500] * 70, "word_count": [5] * 70}
+    write_pool(pool, id=range(70), **columns, **sizes)
+    expected = [
+        n
+        for n, (text, picture) in enumerate(rows)
+        # A missing text or picture is none of those that are everywhere.
+        if len(pictures.get(text or "", ())) <= 3 and len(texts.get(picture, ())) <= 4
+    ]
+    filter_pool(pool, str(tmp_path / "few.sql"), tmp_path / "out")
+    assert read_ids(tmp_path / "out") == expected
+
+
+def test_aligns_two_recipes_go_together(tmp_path: Path) -> None:
+    pool = as_pool(read_rows("align-1.8b"), tmp_path / "pool.parquet")
+    filter_pool(pool, "align-1.8b", tmp_path / "one")
+    both = Selection(recipes=("align-1.8b", "align-frequent-words"))
+    filter_pool(pool, both, tmp_path / "both")
+    assert read_ids(tmp_path / "both") == read_ids(tmp_path / "one")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_says_what_it_is_where_it_is_from_and_what_it_does_on_coyo(name: str) -> None:
     shipped = find_shipped(name)
@@ -158,7 +308,7 @@ def test_every_recipe_is_rules_over_coyos_columns_each_with_its_reason(name: str
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_runs_in_the_duckdb_shell(tmp_path: Path, name: str) -> None:
-    rows = read_rows(name).filter(~pl.any_horizontal(pl.all().exclude("keep", "why") == "NaN"))
+    rows = without_nan(read_rows(name))
     pool = as_pool(rows, tmp_path / "pool.parquet")
     with duckdb.connect() as shell:
         shell.read_parquet(str(pool)).create_view("pool")
