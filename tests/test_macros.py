@@ -1,10 +1,16 @@
 """The macros of sql/macros.sql, on values as they come: missing, zero, malformed, not ASCII."""
 
+import math
+import re
 from collections.abc import Iterator
+from decimal import Decimal
+from urllib.parse import urlsplit
 
 import duckdb
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coyo_tools.bundled import bundled
 from coyo_tools.cuts import sample_keys
@@ -31,6 +37,8 @@ def shell() -> Iterator[duckdb.DuckDBPyConnection]:
         ("aspect_ratio(NULL, 300)", None),
         ("aspect_ratio(300, NULL)", None),
         ("aspect_ratio(0, 300)", None),
+        ("aspect_ratio(0, 0)", None),
+        ("aspect_ratio(65535, 1)", 65535.0),
         ("min_side(300, 100)", 100),
         ("min_side(NULL, 100)", None),
         ("min_side(0, 300)", 0),
@@ -47,7 +55,10 @@ def shell() -> Iterator[duckdb.DuckDBPyConnection]:
         ("phash_bits(NULL)", None),
         ("hamming('8000000000000000', '0000000000000001')", 2),
         ("hamming('ffffffffffffffff', '0000000000000000')", 64),
+        ("hamming('8000000000000000', '8000000000000000')", 0),
         ("hamming('b', '0000000000000000')", None),
+        ("phash_bits('１２３４５６７８９０１２３４５６')", None),
+        ("phash_bits('8000000000000000 ')", None),
         ("hamming(NULL, '0000000000000000')", None),
         ("url_domain('https://example.com/a.jpg')", "example.com"),
         ("url_domain('HTTP://WWW.Example.COM:8080/a')", "example.com"),
@@ -56,15 +67,33 @@ def shell() -> Iterator[duckdb.DuckDBPyConnection]:
         ("url_domain('//www.a.b/c')", "a.b"),
         ("url_domain('https://bücher.example/ü')", "bücher.example"),
         ("url_domain('http://[::1]:80/x')", "[::1]"),
+        ("url_domain('http://u:p@ss@a.b/c')", "a.b"),
+        ("url_domain('http://a.b#@evil.example')", "a.b"),
+        (r"url_domain('http://a.b\c@d')", "a.b"),
+        ("url_domain('http://a.b:port/')", "a.b"),
+        ("url_domain('HTTP://WWW.A.CO.UK./x')", "a.co.uk"),
+        ("url_domain('http://www.com/x')", "www.com"),
+        ("url_domain('http://www./x')", "www"),
+        ("url_domain('http://../x')", None),
+        ("url_domain('http://@:80/x')", None),
+        ("url_domain('http:///x')", None),
+        ("url_domain('http://a b/x')", None),
+        ("url_domain('http://a' || chr(10) || 'b/x')", None),
+        ("url_domain('a.b/c')", None),
+        ("url_domain('http:a.b/c')", None),
         ("url_domain('https://')", None),
         ("url_domain('data:image/png;base64,xyz')", None),
         ("url_domain('')", None),
         ("url_domain(NULL)", None),
         ("lower_words('Été à Paris_2, 3!')", ["été", "à", "paris_2", "3"]),
         ("lower_words('...')", []),
-        ("uni_and_bigrams(['a', 'b', 'c'])", ["a", "b", "c", "a b", "b c"]),
-        ("uni_and_bigrams(['a'])", ["a"]),
-        ("uni_and_bigrams([])", []),
+        ("len(word_grams('a dog barks'))", 5),
+        ("word_grams('A dog') = [hash('a'), hash('dog'), hash('a dog')]", True),
+        ("word_grams('a-a a') = [hash('a'), hash('a'), hash('a'), hash('a a'), hash('a a')]", True),
+        ("len(word_grams('été'))", 1),
+        ("len(word_grams('!!'))", 0),
+        ("len(word_grams(''))", 0),
+        ("word_grams(NULL)", []),
     ],
 )
 def test_macros(shell: duckdb.DuckDBPyConnection, call: str, value: object) -> None:
@@ -86,6 +115,82 @@ def test_top_fraction_multiplies_as_python_does(shell: duckdb.DuckDBPyConnection
         connection.execute((bundled("sql") / "macros.sql").read_text(encoding="utf-8"))
         # int(100 * 0.29) is 28, for 100 * 0.29 is 28.999999999999996.
         assert connection.sql("SELECT top_fraction(score, 0.29)").fetchall() == [(99.0 - 28,)]
+
+
+@pytest.mark.parametrize("fraction", ["NULL", "'nan'::DOUBLE", "1.001", "-0.1", "30"])
+def test_top_fraction_of_what_is_no_fraction_keeps_nothing(
+    shell: duckdb.DuckDBPyConnection, fraction: str
+) -> None:
+    assert shell.sql(f"SELECT top_fraction(score, {fraction})").fetchall() == [(None,)]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "FROM pool WHERE score >= top_fraction(score, 0.25) AND NOT isnan(score)",
+        "FROM pool WHERE pool.score >= top_fraction(pool.score, 0.25) AND NOT isnan(score)",
+        "FROM pool AS p WHERE score >= top_fraction(score, 0.25) AND NOT isnan(score)",
+        "FROM pool WHERE -score <= -top_fraction(score, 0.25) AND NOT isnan(score)",
+        "FROM pool WHERE 2 * score >= top_fraction(2 * score, 0.25) AND NOT isnan(score)",
+    ],
+)
+def test_top_fraction_binds_in_a_where_over_the_pool(
+    shell: duckdb.DuckDBPyConnection, query: str
+) -> None:
+    assert [row[0] for row in shell.sql(f"SELECT id {query} ORDER BY id").fetchall()] == [1, 2, 5]
+
+
+def test_top_fraction_is_refused_where_it_would_mean_a_row_and_not_the_pool(
+    shell: duckdb.DuckDBPyConnection,
+) -> None:
+    with pytest.raises(duckdb.Error, match="correlated"):
+        shell.sql("SELECT id FROM pool AS p WHERE p.score >= top_fraction(p.score, 0.25)")
+
+
+@given(
+    scores=st.lists(st.none() | st.floats(width=32, allow_infinity=False), min_size=1, max_size=60),
+    fraction=st.floats(0, 1) | st.decimals(0, 1, places=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_top_fraction_is_datacomps_rule(
+    scores: list[float | None], fraction: float | Decimal
+) -> None:
+    there = sorted((x for x in scores if x is not None and not math.isnan(x)), reverse=True)
+    index = min(int(len(there) * float(fraction)), len(there) - 1)
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE pool(score FLOAT)")
+        connection.executemany("INSERT INTO pool VALUES (?)", [[score] for score in scores])
+        connection.execute((bundled("sql") / "macros.sql").read_text(encoding="utf-8"))
+        found = connection.sql(f"SELECT top_fraction(score, {fraction})").fetchall()
+    assert found == [(there[index] if there else None,)]
+
+
+@given(
+    host=st.from_regex(r"[a-z0-9]([a-z0-9-]{0,9}[a-z0-9])?(\.[a-z]{2,5}){1,3}", fullmatch=True),
+    user=st.sampled_from(["", "me@", "me:secret@"]),
+    port=st.sampled_from(["", ":80", ":65535"]),
+    rest=st.sampled_from(["", "/", "/a.jpg?u=http://other.example/", "?x=//y", "#z"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_url_domain_is_urllibs_host_without_www(
+    shell: duckdb.DuckDBPyConnection, host: str, user: str, port: str, rest: str
+) -> None:
+    url = f"https://{user}{host}{port}{rest}"
+    parsed = urlsplit(url).hostname
+    assert parsed is not None
+    stripped = parsed.removeprefix("www.")
+    expected = stripped if "." in stripped else parsed
+    assert shell.execute("SELECT url_domain($url)", {"url": url}).fetchall() == [(expected,)]
+
+
+@given(garbage=st.text(max_size=40) | st.from_regex(r"[a-z]{0,4}:?/{0,3}.{0,20}"))
+@settings(max_examples=100, deadline=None)
+def test_macros_on_text_survive_garbage(shell: duckdb.DuckDBPyConnection, garbage: str) -> None:
+    rows = shell.execute(
+        "SELECT url_domain($text), phash_bits($text), len(word_grams($text))", {"text": garbage}
+    ).fetchall()
+    domain = rows[0][0]
+    assert domain is None or (domain and not re.search(r"[\s/?#]", domain, re.ASCII))
 
 
 def test_top_fraction_of_nothing_is_nothing() -> None:
