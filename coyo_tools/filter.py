@@ -155,6 +155,7 @@ def filter_pool(
                 id_digest=digest.hexdigest(),
                 seconds=watch.seconds(),
                 details={
+                    "resolved": resolved.recipe.sql,
                     "bites": [asdict(bite) for bite in bites],
                     "cuts": [asdict(cut) for cut in resolved.cuts],
                     "matches": [asdict(match) for match in resolved.matches],

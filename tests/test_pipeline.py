@@ -230,6 +230,23 @@ def test_a_filter_stage_takes_all_that_the_command_takes(pool: Path, tmp_path: P
         run_pipeline(path, tmp_path / "out", inputs)
 
 
+def test_balancing_is_a_stage_and_has_its_place_in_the_report(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.parquet", id=range(60), text=["a dog", "a cat", "x"] * 20)
+    entries = tmp_path / "entries.txt"
+    entries.write_text("dog\ncat\n")
+    road = (
+        '[inputs.pool]\n[inputs.entries]\n[[stages]]\nname = "even"\ndoes = "balance"\n'
+        'source = "pool"\nentries = "entries"\nmax_per_entry = 5\n'
+    )
+    inputs = {"pool": str(pool), "entries": str(entries)}
+    (even,) = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
+    assert even.manifest.lost["matches no entry"] == 20
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "balance" in page
+    (again,) = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
+    assert again.skipped
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

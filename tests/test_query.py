@@ -69,7 +69,7 @@ def test_one_select_of_any_kind(pool: Path, query: str, expected: list[Any]) -> 
 def test_a_nan_counts_as_null_where_it_is_compared_as_in_recipes(pool: Path) -> None:
     over = "SELECT count(*) FROM pool WHERE clip_similarity_vitb32 >= 0.3"
     assert answer(pool, over) == [(3,)]
-    assert answer(pool, "SELECT count(*) FROM pool WHERE isnan(clip_similarity_vitb32)") == [(1,)]
+    assert answer(pool, "SELECT count_if(isnan(clip_similarity_vitb32)) FROM pool") == [(1,)]
     best = "SELECT id FROM pool ORDER BY clip_similarity_vitb32 DESC LIMIT 1"
     assert answer(pool, best) == [(4,)]
 

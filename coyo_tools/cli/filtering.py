@@ -182,7 +182,7 @@ def explain_command(
 
 
 def verify_command(
-    subset: Annotated[Path, typer.Argument(help="A subset that filter or dedupe made.")],
+    subset: Annotated[Path, typer.Argument(help="A subset that filter, dedupe or balance made.")],
     source: Annotated[
         str | None,
         typer.Option(help="Where its input is now, if it has moved.", show_default=False),
