@@ -3,8 +3,8 @@
 --   counts them, in lower case; the paper does not say. What is as frequent as the 100 millionth
 --   stays.
 -- On COYO: not measured on the whole. On pools of fewer than about 10 M rows it removes nothing.
--- Cost: the one recipe that is slow, for it counts some 15 billion words and pairs: about 20 s of two
---   cores for a million rows, so hours for COYO. They spill, so leave it disk.
+-- Cost: the one recipe that is slow, for it counts some 15 billion words and pairs: 20 to 30 s for a
+--   million rows on 2 busy cores, so hours for COYO. They spill, so leave it disk.
 SELECT *
 FROM pool
 WHERE id NOT IN (                          -- rows with a rare word or pair: typing errors, codes
