@@ -276,9 +276,7 @@ def _row_loop(pool: Path, rows: int) -> float:
     kept = []
     with pq.ParquetFile(first) as parquet:
         for batch in parquet.iter_batches(batch_size=10_000, columns=list(NEEDED)):
-            for row in batch.to_pylist():
-                if _keep_row(row):
-                    kept.append(row["id"])
+            kept += [row["id"] for row in batch.to_pylist() if _keep_row(row)]
             seen += batch.num_rows
             if seen >= ROW_LOOP_ROWS:
                 break

@@ -28,6 +28,7 @@ _BATCH_ROWS = 1 << 20
 _KEPT, _FAILED, _NULL, _NAN = range(4)
 
 Codes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,30 @@ def counted_rules(recipe: Recipe) -> tuple[Rule, ...]:
 
 def judge_rows(
     session: duckdb.DuckDBPyConnection,
+    source: Source,
     recipe: Recipe,
     rules: tuple[Rule, ...],
-    floats: Collection[str],
-) -> Iterator[Codes]:
-    """Yield the codes of the pool's rows, in its order; 0 means that every rule keeps the row."""
-    query = verdict_query(recipe, rules, floats, with_ids=False)
+) -> Iterator[tuple[Codes, Places | None]]:
+    """Yield the codes of the pool's rows; 0 means that every rule keeps the row.
+
+    Codes come in the pool's order; where a rule has a subquery, the engine may join, and they come
+    in any order, with the rows' places in the pool beside them.
+    """
+    query = verdict_query(
+        recipe, rules, float_columns(source), places=not recipe.row_by_row, ids=False
+    )
+    starts = np.cumsum([0, *source.file_rows[:-1]])
     for batch in session.sql(query).to_arrow_reader(_BATCH_ROWS):
-        codes = batch.column(0).to_numpy()
-        for number, piece in enumerate(batch.columns[1:], 1):
+        pieces = list(batch.columns)
+        places = None
+        if not recipe.row_by_row:
+            file, row = pieces.pop(0).to_numpy(), pieces.pop(0).to_numpy()
+            places = starts[file.astype(np.int64)] + row.astype(np.int64)
+        codes = pieces[0].to_numpy()
+        for number, piece in enumerate(pieces[1:], 1):
             high = piece.to_numpy().astype(np.uint64) << np.uint64(2 * _RULES_PER_CODE * number)
             codes = codes.astype(np.uint64) | high
-        yield codes
+        yield codes, places
 
 
 class Tally:
@@ -151,16 +164,23 @@ def failed_by(codes: Sequence[int], rules: tuple[Rule, ...]) -> list[str]:
 
 
 def verdict_query(
-    recipe: Recipe, rules: tuple[Rule, ...], floats: Collection[str], *, with_ids: bool
+    recipe: Recipe,
+    rules: tuple[Rule, ...],
+    floats: Collection[str],
+    *,
+    places: bool,
+    ids: bool,
 ) -> str:
-    """Write the query whose rows are a row's id, if asked for, and its code in 16-bit pieces.
+    """Write the query whose rows are a row's place or id, if asked for, and its code in pieces.
 
     A rule on a bare column is judged where its code is made, every other one once, in the inner
     SELECT; there, what it may name comes along: the pool's alias, the WITH, aliases of the
     recipe's SELECT.
     """
     tree = sqlglot.parse_one(recipe.sql, read="duckdb")
-    table = tree.args["from_"].this.sql(dialect="duckdb")
+    table = tree.args["from_"].this
+    if places:
+        table = exp.alias_(exp.to_table("placed_pool"), table.alias_or_name, table=True)
     named = {column.name.lower() for column in tree.args["where"].find_all(exp.Column)}
     layout = lay_out(recipe.sql)
     aliases = [
@@ -178,10 +198,12 @@ def verdict_query(
         else:
             judged.append(f"({guarded(rule.sql, floats)}) AS __rule_{number}")
             codes[-1].append(_code_of_judged(number, rule, place, floats))
-    wanted = ([ID] if with_ids else []) + [" | ".join(bits) for bits in codes]
+    wanted = (["__file", "__row"] if places else []) + ([ID] if ids else [])
+    wanted += [" | ".join(bits) for bits in codes]
     inner = ", ".join(["*", *aliases, *judged])
     # The recipe's own words, which the parser has let pass; the session is fenced in besides.
-    return f"{layout.with_text}SELECT {', '.join(wanted)} FROM (SELECT {inner} FROM {table})"  # noqa: S608
+    judged_rows = f"SELECT {inner} FROM {table.sql(dialect='duckdb')}"  # noqa: S608
+    return f"{layout.with_text}SELECT {', '.join(wanted)} FROM ({judged_rows})"  # noqa: S608
 
 
 def _code_of_bare(rule: Rule, bare: BareRule, place: int, floats: Collection[str]) -> str:

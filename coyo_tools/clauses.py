@@ -25,12 +25,14 @@ _AFTER_WHERE = frozenset(
 class Layout:
     """The parts of one SELECT's text: its WITH, the items it selects, the terms of its WHERE.
 
-    ``terms`` are the AND-terms, each with the place in the text it was cut from (start, end).
+    ``terms`` are the AND-terms, each with the place in the text it was cut from (start, end);
+    ``comments`` has what is written in comments within each of them.
     """
 
     with_text: str
     items: tuple[str, ...]
     terms: tuple[tuple[str, int, int], ...]
+    comments: tuple[str, ...]
 
 
 def lay_out(sql: str) -> Layout:
@@ -51,16 +53,19 @@ def lay_out(sql: str) -> Layout:
         inside = tokens[selects[0] + 1 : ends[0] if ends else len(tokens)]
         items = [text_of(sql, item) for item in _split(inside, TokenType.COMMA) if item]
     wheres = [n for n in outer if tokens[n].token_type == TokenType.WHERE]
-    terms: list[tuple[str, int, int]] = []
+    cut: list[list[Token]] = []
     if wheres:
         ends = [n for n in outer if n > wheres[0] and tokens[n].token_type in _AFTER_WHERE]
-        condition = tokens[wheres[0] + 1 : ends[0] if ends else len(tokens)]
-        terms = [
-            (text_of(sql, term), term[0].start, term[-1].end + 1) for term in and_terms(condition)
-        ]
+        cut = and_terms(tokens[wheres[0] + 1 : ends[0] if ends else len(tokens)])
+    terms = [(text_of(sql, term), term[0].start, term[-1].end + 1) for term in cut if term]
+    comments = [
+        " ".join(comment.strip() for token in term for comment in token.comments)
+        for term in cut
+        if term
+    ]
     begins_with = bool(tokens) and tokens[0].token_type == TokenType.WITH
     with_text = sql[tokens[0].start : tokens[first].start] if begins_with else ""
-    return Layout(with_text, tuple(items), tuple(terms))
+    return Layout(with_text, tuple(items), tuple(terms), tuple(comments))
 
 
 def tokenize(sql: str) -> list[Token]:

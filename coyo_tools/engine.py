@@ -93,10 +93,11 @@ def open_session(
 
 def _set_up(connection: duckdb.DuckDBPyConnection, source: Source, writable: list[str]) -> None:
     """Make the macros and the view, then close the fence."""
-    connection.execute(read_sql("macros.sql"))
     if not source.column_map.plain:
         connection.execute(read_sql("layouts.sql"))
     pool_relation(connection, source).create_view("pool")
+    pool_relation(connection, source, placed=True).create_view("placed_pool")
+    connection.execute(read_sql("macros.sql"))  # one of them reads the pool
     connection.execute("SET allowed_paths = $paths", {"paths": _engine_paths(source)})
     connection.execute("SET allowed_directories = $directories", {"directories": writable})
     connection.execute("SET enable_external_access = false")
@@ -104,7 +105,11 @@ def _set_up(connection: duckdb.DuckDBPyConnection, source: Source, writable: lis
 
 
 def pool_relation(
-    connection: duckdb.DuckDBPyConnection, source: Source, files: Sequence[str] | None = None
+    connection: duckdb.DuckDBPyConnection,
+    source: Source,
+    files: Sequence[str] | None = None,
+    *,
+    placed: bool = False,
 ) -> duckdb.DuckDBPyRelation:
     """Return what the view ``pool`` shows, from all of a source's files or some of them.
 
@@ -115,6 +120,8 @@ def pool_relation(
         connection: one that ``open_session`` made.
         source: what to read.
         files: some of ``source.files``; default all.
+        placed: add the columns ``__file`` and ``__row``, the number of a row's file and its place
+            in that, both from 0.
     """
     paths = _engine_paths(source)
     if files is not None:
@@ -123,9 +130,14 @@ def pool_relation(
     stored = connection.read_parquet(
         paths, union_by_name=source.unify_types, hive_partitioning=False
     )
+    shown: list[duckdb.Expression] = []
+    if placed:
+        shown = [
+            duckdb.ColumnExpression("file_index").alias("__file"),
+            duckdb.ColumnExpression("file_row_number").alias("__row"),
+        ]
     if source.column_map.plain:
-        return stored
-    shown = []
+        return stored.select(duckdb.StarExpression(), *shown) if placed else stored
     for column in source.column_map.columns:
         value: duckdb.Expression = duckdb.ColumnExpression(column.stored)
         if column.macro:

@@ -36,6 +36,7 @@ from coyo_tools.engine import (
     write_parts,
 )
 from coyo_tools.errors import EmptyResultError, RecipeError
+from coyo_tools.guard import guarded_for_scan
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.ranks import value_at_rank
@@ -154,6 +155,7 @@ def filter_pool(
                 id_digest=digest.hexdigest(),
                 seconds=watch.seconds(),
                 details={
+                    "resolved": resolved.recipe.sql,
                     "bites": [asdict(bite) for bite in bites],
                     "cuts": [asdict(cut) for cut in resolved.cuts],
                     "matches": [asdict(match) for match in resolved.matches],
@@ -232,9 +234,12 @@ def _judge(
         return [], kept
     tally = Tally(len(rules))
     with recipe_errors(pool):
-        for codes in judge_rows(session, recipe, rules, float_columns(pool)):
+        for codes, places in judge_rows(session, pool, recipe, rules):
             tally.add(codes)
-            kept.append(codes == 0)
+            if places is None:
+                kept.append(codes == 0)
+            else:
+                kept.keep(places[codes == 0])
     return tally.bites(rules, pool.notes), kept
 
 
@@ -289,7 +294,8 @@ def _run(
     """Run the recipe and write its result."""
     recipe = resolved.recipe
     with recipe_errors(pool):
-        result = session.sql(final_sql(recipe, pool, Selection(), None))
+        _refuse_unordered_limit(recipe)
+        result = session.sql(guarded_for_scan(recipe.sql, float_columns(pool)))
         _refuse_without_ids(result)
         thinned = selection.sample is not None or selection.limit is not None
         rows = count_rows(result) if thinned and not recipe.where_decides else passing
@@ -373,6 +379,15 @@ def _refuse_without_ids(result: duckdb.DuckDBPyRelation) -> None:
         raise RecipeError(f"Column `{ID}` of the recipe's result is {kind}, not an integer.")
 
 
+def _refuse_unordered_limit(recipe: Recipe) -> None:
+    tree = sqlglot.parse_one(recipe.sql, read="duckdb")
+    if tree.args.get("limit") and not tree.args.get("order") and not recipe.row_by_row:
+        raise RecipeError(
+            "LIMIT without ORDER BY, on a join, subquery or group, takes other rows on every run.",
+            "Add ORDER BY id.",
+        )
+
+
 def _refuse_foreign_ids(
     session: duckdb.DuckDBPyConnection, written: duckdb.DuckDBPyRelation
 ) -> None:
@@ -394,7 +409,7 @@ def failed_rules(pool: Source, sql: str, ids: list[int]) -> dict[int, list[str]]
         return {}
     wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
     with open_session(pool) as session, recipe_errors(pool):
-        query = verdict_query(recipe, rules, float_columns(pool), with_ids=True)
+        query = verdict_query(recipe, rules, float_columns(pool), places=False, ids=True)
         rows = session.sql(query).filter(wanted).fetchall()
     return {int(id_): failed_by(codes, rules) for id_, *codes in rows}
 

@@ -3,7 +3,7 @@
 DuckDB ranks NaN above every number, so ``NaN >= 0.3`` is true there; and when it skips a row group
 by the footer's maximum, which leaves NaN out, the same row is not kept. A guarded query reads a NaN
 of a float column as NULL wherever values are compared: in comparisons, BETWEEN, IN, IS NULL and
-ORDER BY. What it selects and computes is left as it is, and ``isnan(score)`` still sees the NaN.
+ORDER BY. What it selects and computes is left as it is, and ``isnan(score)`` sees the NaN.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlglot
 from sqlglot import exp
 
-from coyo_tools.clauses import lay_out, splice
+from coyo_tools.clauses import calls_of, lay_out, splice
 
 _COMPARES: tuple[type[exp.Expr], ...] = (
     exp.GT, exp.GTE, exp.LT, exp.LTE, exp.EQ, exp.NEQ, exp.NullSafeEQ, exp.NullSafeNEQ,
@@ -31,6 +31,7 @@ def guarded(text: str, floats: Collection[str]) -> str:
         text: DuckDB SQL.
         floats: the names of the columns that may hold a NaN, in lower case.
     """
+    text = _asking_rows(text)
     return splice(text, _wrapped(text, floats))
 
 
@@ -42,6 +43,7 @@ def guarded_for_scan(sql: str, floats: Collection[str]) -> str:
     NaN: where the footer's maximum, which leaves NaN out, is below 0.3, DuckDB takes the comparison
     for true without looking. ``score <= 'Infinity'`` would be no guard for the same reason.
     """
+    sql = _asking_rows(sql)
     changes = _wrapped(sql, floats)
     for term, start, end in lay_out(sql).terms:
         bare = bare_rule(term, floats)
@@ -97,6 +99,17 @@ def float_columns_of(term: str, floats: Collection[str]) -> list[str]:
     """Name the float columns that a condition compares, as it writes them."""
     places = sorted({(start, end) for start, end, _ in _wrapped(term, floats)})
     return list(dict.fromkeys(term[start:end] for start, end in places))
+
+
+def _asking_rows(text: str) -> str:
+    """Write ``isnan(…)`` so that DuckDB asks the rows and not the footer, which knows of no NaN."""
+    return splice(
+        text,
+        [
+            (start, end, f"is_nan({', '.join(arguments)})")
+            for start, end, arguments in calls_of(text, "isnan")
+        ],
+    )
 
 
 def _wrapped(text: str, floats: Collection[str]) -> list[tuple[int, int, str]]:

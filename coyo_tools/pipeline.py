@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coyo_tools.balance import balance_pool
 from coyo_tools.bundled import bundled
 from coyo_tools.cuts import parse_sample, top_rule
 from coyo_tools.dedupe import dedupe_pool
@@ -88,6 +89,11 @@ def _dedupe(settings: dict[str, Any], output: Path, _: Progress) -> object:
     return dedupe_pool(settings.pop("source"), output, by=by, **settings)
 
 
+def _balance(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    source, entries = settings.pop("source"), settings.pop("entries")
+    return balance_pool(source, entries, output, on_progress=on_progress, **settings)
+
+
 def _download(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     source = settings.pop("source")
     chosen = DownloadSettings(picture=_picture_settings(settings), **settings)
@@ -122,6 +128,7 @@ _PICTURES: dict[str, type] = {
 _LEAST = {
     "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
     "max_drift": 0, "timeout": 1, "samples": 1, "batch_size": 2, "limit": 1,
+    "max_per_entry": 1,
 }  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}
 _KINDS: dict[str, _Kind] = {
@@ -136,6 +143,12 @@ _KINDS: dict[str, _Kind] = {
     ),
     "dedupe": _Kind(
         frozenset({"source"}), {"by": list, "keep": str, **_ENGINE}, frozenset({"source"}), _dedupe
+    ),
+    "balance": _Kind(
+        frozenset({"source", "entries"}),
+        {"max_per_entry": int, "seed": int, **_ENGINE},
+        frozenset({"source", "entries"}),
+        _balance,
     ),
     "download": _Kind(
         frozenset({"source"}),

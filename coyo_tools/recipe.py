@@ -8,9 +8,10 @@ text, so that what a report shows and DuckDB judges is what somebody wrote.
 import difflib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import sqlglot
 from sqlglot import TokenType, exp
@@ -58,7 +59,8 @@ class Recipe:
     a subquery. ``where_decides`` says that a row of the pool comes out exactly when its WHERE is
     true: no LIMIT, DISTINCT, QUALIFY, GROUP BY, join, unnesting or id of its own making.
     ``whole_rows`` says that, besides, it comes out as it is and where it stood: ``SELECT *``
-    without ORDER BY.
+    without ORDER BY. ``row_by_row`` says that the engine looks at the pool's rows one by one, and
+    so in their order: no join, subquery, grouping or window.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     where_decides: bool
     whole_rows: bool
+    row_by_row: bool
     columns: tuple[str, ...]
 
 
@@ -208,7 +211,13 @@ def parse_recipe(sql: str, *, name: str) -> Recipe:
         and not any(star.args.values())
         and not any(value for key, value in tree.args.items() if key not in _PLAIN_CLAUSES)
     )
-    return Recipe(name, text, tuple(rules), where_decides, whole_rows, select.columns)
+    row_by_row = _selects_from_pool(tree) and not (
+        any(tree.args.get(key) for key in ("group", "having", "distinct", "qualify", "order"))
+        or any(query is not tree for query in tree.find_all(exp.Query))
+        or any(item.find(exp.Explode, exp.Unnest, exp.AggFunc) for item in tree.expressions)
+        or tree.find(exp.Window)
+    )
+    return Recipe(name, text, tuple(rules), where_decides, whole_rows, row_by_row, select.columns)
 
 
 def combine_recipes(recipes: Sequence[Recipe]) -> Recipe:
@@ -240,13 +249,19 @@ def combine_recipes(recipes: Sequence[Recipe]) -> Recipe:
     sql = "\n".join(["SELECT *", "FROM pool", *lines])
     columns = tuple(dict.fromkeys(name for recipe in recipes for name in recipe.columns))
     name = " + ".join(recipe.name for recipe in recipes)
-    return Recipe(name, sql, tuple(rules), True, True, columns)
+    row_by_row = all(recipe.row_by_row for recipe in recipes)
+    return Recipe(name, sql, tuple(rules), True, True, row_by_row, columns)
 
 
-def check_columns(recipe: Recipe | Select, available: tuple[str, ...]) -> None:
+def check_columns(
+    recipe: Recipe | Select,
+    available: tuple[str, ...],
+    absent: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Raise ``ColumnError`` for the first column of a query that the pool does not have.
 
-    Names that the query itself defines (aliases, lambda parameters) are left to DuckDB.
+    Names that the query itself defines (aliases, lambda parameters) are left to DuckDB. ``absent``
+    says of some columns why the pool has none.
     """
     tree = sqlglot.parse_one(recipe.sql, read="duckdb")
     defined = {alias.alias.lower() for alias in tree.find_all(exp.Alias)}
@@ -259,6 +274,8 @@ def check_columns(recipe: Recipe | Select, available: tuple[str, ...]) -> None:
     known = {name.lower() for name in available} | defined | {"pool"}
     for name in recipe.columns:
         if name.lower() not in known and name != "*":
+            if name.lower() in absent:
+                raise ColumnError(f"The pool has no column `{name}`.", absent[name.lower()])
             raise missing_column(name, available)
 
 
@@ -350,14 +367,18 @@ def _rules(tree: exp.Expr, text: str, name: str) -> list[Rule]:
     if where is None:
         return []
     terms = _and_terms(where.this)
-    written = [term for term, _, _ in lay_out(text).terms]
+    layout = lay_out(text)
+    written = [term for term, _, _ in layout.terms]
     if len(written) != len(terms) or any(
         sqlglot.parse_one(one, read="duckdb").unnest() != other
         for one, other in zip(written, terms, strict=True)
     ):
         whole = where.this.sql(dialect="duckdb", comments=False, normalize_functions=False)
         return [Rule(whole, _reason(where), name)]
-    return [Rule(one, _reason(term), name) for one, term in zip(written, terms, strict=True)]
+    return [
+        Rule(one, _reason(term) or beside, name)
+        for one, term, beside in zip(written, terms, layout.comments, strict=True)
+    ]
 
 
 def _and_terms(condition: exp.Expr) -> list[exp.Expr]:

@@ -34,6 +34,14 @@ class ReportStage:
     manifest: Manifest
     source: str = ""
 
+    @property
+    def beside(self) -> list[str]:
+        """Name what removed rows beside the rules: a LIMIT, a sample."""
+        rules = {bite["rule"] for bite in self.manifest.details.get("bites", ())}
+        return [
+            reason for reason, rows in self.manifest.lost.items() if rows and reason not in rules
+        ]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -234,7 +242,8 @@ def _reasons(subsets: list[ReportStage], ids: list[int]) -> dict[int, str]:
                 reasons.setdefault(id_, []).append(f"duplicate of {kept}")
             continue
         pool = open_source(stage.source)
-        for id_, rules in failed_rules(pool, stage.manifest.sql, ids).items():
+        recipe = stage.manifest.details.get("resolved", stage.manifest.sql)
+        for id_, rules in failed_rules(pool, recipe, ids).items():
             reasons.setdefault(id_, []).extend(f"not {rule}" for rule in rules)
     return {id_: "; ".join(said) for id_, said in reasons.items()}
 

@@ -27,9 +27,10 @@ class KeptRows:
     """Which rows of a pool are kept, one bit each: 93 MB for all of COYO."""
 
     def __init__(self, rows: int) -> None:
+        self._all = rows
         self._bits = np.zeros(-(-rows // 8), dtype=np.uint8)
         self._rest = np.zeros(0, dtype=np.bool_)  # fewer than eight, not packed yet
-        self.rows = 0
+        self.rows = 0  # judged so far
         self.count = 0
 
     def append(self, kept: Booleans) -> None:
@@ -43,6 +44,13 @@ class KeptRows:
             self._bits[place + whole // 8] = np.packbits(self._rest)[0]
         self.rows += len(kept)
         self.count += int(np.count_nonzero(kept))
+
+    def keep(self, places: npt.NDArray[np.int64]) -> None:
+        """Keep some rows of the pool by their places, in any order and each at most once."""
+        bits = np.uint8(128) >> (places % 8).astype(np.uint8)
+        np.bitwise_or.at(self._bits, places // 8, bits)
+        self.count += len(places)
+        self.rows = self._all
 
     def between(self, start: int, stop: int) -> Booleans:
         """Return the verdicts on the rows from ``start`` up to ``stop``."""

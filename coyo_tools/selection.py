@@ -7,6 +7,7 @@ whose thresholds are all known (``resolve``), which is what a manifest keeps.
 from dataclasses import dataclass
 
 import duckdb
+import sqlglot
 
 from coyo_tools.bites import float_columns
 from coyo_tools.columns import ID
@@ -98,7 +99,7 @@ def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ..
     if not parsed and (selection.sample or selection.limit or selection.order_by):
         parsed = [parse_recipe("SELECT * FROM pool", name="everything")]
     recipe = combine_recipes(parsed)
-    check_columns(recipe, pool.columns)
+    check_columns(recipe, pool.columns, pool.column_map.absent)
     return recipe, tuple(matches), inputs
 
 
@@ -137,13 +138,18 @@ def final_sql(
     ``sample_threshold`` is the greatest ``sample_key(id, seed)`` that is drawn.
     """
     sql = guarded_for_scan(recipe.sql, float_columns(pool))
-    if sample_threshold is None and selection.order_by is None and selection.limit is None:
+    ordered = sqlglot.parse_one(recipe.sql, read="duckdb").args.get("order") is not None
+    # Joins and groups come in any order; a subset's bytes must not.
+    order = ID if not (recipe.row_by_row or recipe.whole_rows or ordered) else None
+    if selection.order_by is not None:
+        order = order_sql(selection.order_by, pool)
+    if sample_threshold is None and order is None and selection.limit is None:
         return sql
     lines = ["SELECT *", "FROM (", sql, ")"]
     if sample_threshold is not None:
         lines.append(f"WHERE sample_key({ID}, {selection.seed}) <= {sample_threshold}")
-    if selection.order_by is not None:
-        lines.append(f"ORDER BY {order_sql(selection.order_by, pool)}")
+    if order is not None:
+        lines.append(f"ORDER BY {order}")
     if selection.limit is not None:
         lines.append(f"LIMIT {selection.limit}")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coyo_tools.balance import ENTRIES_ROLE, balance_pool, read_entries
 from coyo_tools.dedupe import dedupe_pool
 from coyo_tools.errors import CoyoError, OutputError, SourceError
 from coyo_tools.filter import filter_pool
@@ -108,7 +109,7 @@ def _check_inputs(manifest: Manifest, source: str | None) -> tuple[list[str], bo
     for number, item in enumerate(manifest.inputs):
         path = source if source is not None and number == 0 else item.path
         try:
-            now = open_source(path).fingerprint
+            now = _fingerprint(item.role, path)
         except CoyoError as error:
             problems.append(f"Its {item.role} {path} is gone or damaged: {error.what}")
             gone = True
@@ -116,6 +117,10 @@ def _check_inputs(manifest: Manifest, source: str | None) -> tuple[list[str], bo
         if now != item.fingerprint:
             problems.append(f"Its {item.role} {path} has changed since.")
     return problems, gone
+
+
+def _fingerprint(role: str, path: str) -> str:
+    return read_entries(path).sha256 if role == ENTRIES_ROLE else open_source(path).fingerprint
 
 
 def _version_remarks(manifest: Manifest) -> list[str]:
@@ -163,5 +168,25 @@ def _replay_dedupe(
     )
 
 
+def _replay_balance(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    asked: dict[str, Any] = manifest.parameters
+    entries = next(item.path for item in manifest.inputs if item.role == ENTRIES_ROLE)
+    balance_pool(
+        pool,
+        entries,
+        output,
+        max_per_entry=asked["max_per_entry"],
+        seed=asked["seed"],
+        memory=memory,
+        threads=threads,
+    )
+
+
 _Replay = Callable[[Manifest, str, Path, str | None, int | None], None]
-_REPLAYS: dict[str, _Replay] = {"filter": _replay_filter, "dedupe": _replay_dedupe}
+_REPLAYS: dict[str, _Replay] = {
+    "filter": _replay_filter,
+    "dedupe": _replay_dedupe,
+    "balance": _replay_balance,
+}

@@ -24,7 +24,7 @@ FLOATS = frozenset({"score", "other score"})
         ("score IS NULL", "nan_to_null(score) IS NULL"),
         ("score IN (1, 2)", "nan_to_null(score) IN (1, 2)"),
         ("abs(score) + 1 > width", "abs(nan_to_null(score)) + 1 > width"),
-        ("isnan(score) = true", "isnan(score) = true"),
+        ("isnan(score) = true", "is_nan(score) = true"),
         ("isfinite(score)", "isfinite(score)"),
         ("nan_to_null(score) > 1", "nan_to_null(score) > 1"),
         ("width > 1", "width > 1"),
@@ -91,6 +91,10 @@ def test_a_bare_rule_is_taken_apart_with_the_column_on_the_left() -> None:
         ("score BETWEEN 0 AND 2", [0, 1]),
         ("NOT score > 5", [0, 1]),
         ("score IS NOT NULL", [0, 1]),
+        ("score IS NULL", [2, 3]),
+        ("isnan(score)", [2]),
+        ("NOT isnan(score)", [0, 1]),
+        ("score IS NULL OR score > 0.5", [1, 2, 3]),
     ],
 )
 def test_footers_that_leave_nan_out_mislead_nobody(

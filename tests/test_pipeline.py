@@ -189,6 +189,85 @@ def test_stages_run_in_order_and_are_skipped_when_finished(pool: Path, tmp_path:
     assert {file: file.stat().st_mtime_ns for file in out.glob("*/*")} == before
 
 
+SELECTING = """
+[inputs.pool]
+[inputs.other]
+[[stages]]
+name = "chosen"
+does = "filter"
+source = "pool"
+recipes = ["width >= 200", "id > 1"]
+where = ["image_phash <> 'd'"]
+top = ["width=0.6"]
+top_of = "survivors"
+match = ["width > 250"]
+match_from = "other"
+sample = "3"
+seed = 5
+order_by = "width DESC"
+limit = 2
+"""
+
+
+def test_a_filter_stage_takes_all_that_the_command_takes(pool: Path, tmp_path: Path) -> None:
+    other = write_pool(tmp_path / "other.parquet", id=range(4), width=[100, 200, 300, 400])
+    inputs = {"pool": str(pool), "other": str(other)}
+    path = write(tmp_path, SELECTING)
+    run_pipeline(path, tmp_path / "out", inputs)
+    manifest = read_manifest(tmp_path / "out" / "chosen")
+    bites = manifest.details["bites"]
+    assert [bite["recipe"] for bite in bites] == [
+        "predicate", "predicate", "--where", "--match", "--top",
+    ]  # fmt: skip
+    assert bites[3]["rule"] == "width >= 500"  # half of the other pool passes, so half of this
+    ids = read_ids(tmp_path / "out" / "chosen")
+    assert len(ids) == 2
+    assert ids == sorted(ids, reverse=True)
+    (again,) = run_pipeline(path, tmp_path / "out", inputs)
+    assert again.skipped
+    write_pool(other, id=range(2), width=[100, 900])
+    with pytest.raises(PipelineError, match="other settings or from other inputs"):
+        run_pipeline(path, tmp_path / "out", inputs)
+
+
+def test_balancing_is_a_stage_and_has_its_place_in_the_report(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.parquet", id=range(60), text=["a dog", "a cat", "x"] * 20)
+    entries = tmp_path / "entries.txt"
+    entries.write_text("dog\ncat\n")
+    road = (
+        '[inputs.pool]\n[inputs.entries]\n[[stages]]\nname = "even"\ndoes = "balance"\n'
+        'source = "pool"\nentries = "entries"\nmax_per_entry = 5\n'
+    )
+    inputs = {"pool": str(pool), "entries": str(entries)}
+    (even,) = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
+    assert even.manifest.lost["matches no entry"] == 20
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "balance" in page
+    (again,) = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
+    assert again.skipped
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('top = ["width=0.6"]', 'top = ["width"]', "is not SCORE=FRACTION"),
+        ('sample = "3"', 'sample = "some"', "neither a number of rows nor"),
+        ('where = ["image_phash', 'where = ["LIMIT 3"]\n#', "does not parse"),
+        ("limit = 2", "limit = 0", "at least 1 is needed"),
+        ('recipes = ["width >= 200", "id > 1"]', 'recipes = ["no-such"]', "no recipe called"),
+    ],
+)
+def test_a_slip_in_a_selection_is_told_before_anything_runs(
+    pool: Path, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    assert old in SELECTING
+    path = write(tmp_path, SELECTING.replace(old, new))
+    with pytest.raises(CoyoError) as caught:
+        run_pipeline(path, tmp_path / "out", {"pool": str(pool), "other": str(pool)})
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_stages_of_another_folder_are_skipped_from_anywhere(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

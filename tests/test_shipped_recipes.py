@@ -1,55 +1,140 @@
-"""The shipped recipes: rows in, rows out, with values on either side of every threshold."""
+"""The shipped recipes: the rows beside each file, COYO's real rows, and what every one says."""
 
-import math
+import json
 from pathlib import Path
-from typing import Any
 
+import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from making import read_ids, write_pool
+from making import read_ids
 
+from coyo_tools.bundled import bundled
 from coyo_tools.columns import BY_NAME
 from coyo_tools.errors import RecipeError
-from coyo_tools.filter import filter_pool
+from coyo_tools.filter import explain_pool, filter_pool
+from coyo_tools.guard import bare_rule
 from coyo_tools.recipe import find_shipped, load_recipe, shipped_recipes
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
 
-# A row that every shipped recipe keeps.
-GOOD: dict[str, Any] = {
-    "width": 1200,
-    "height": 1100,
-    "text_length": 40,
-    "word_count": 8,
-    "clip_similarity_vitb32": 0.4,
-    "clip_similarity_vitl14": 0.4,
-    "nsfw_score_opennsfw2": 0.01,
-    "nsfw_score_gantman": 0.01,
-    "watermark_score": 0.1,
-    "aesthetic_score_laion_v2": 6.0,
-}
+
+def rows_file(name: str) -> Path:
+    return find_shipped(name).path.with_suffix(".rows.csv")
 
 
-def below(value: float) -> float:
-    """The greatest 32-bit float below a value, since COYO's scores are 32-bit."""
-    return float(np.nextafter(np.float32(value), np.float32(-math.inf)))
+def read_rows(name: str) -> pl.DataFrame:
+    """The rows beside a recipe: keep (yes or no), why, and the columns it reads."""
+    frame = pl.read_csv(rows_file(name), infer_schema=False)
+    assert set(frame["keep"]) <= {"yes", "no"}
+    return frame
 
 
-def kept(tmp_path: Path, recipe: str, *changes: dict[str, Any]) -> list[bool]:
-    """Whether a recipe keeps the good row with some values changed; the good row is always kept."""
-    rows = [GOOD, *({**GOOD, **change} for change in changes)]
-    columns = {name: [row[name] for row in rows] for name in GOOD}
-    pool = write_pool(tmp_path / "pool.parquet", id=range(len(rows)), **columns)
-    filter_pool(pool, recipe, tmp_path / "out", overwrite=True, threads=1)
-    ids = set(read_ids(tmp_path / "out"))
-    assert 0 in ids
-    return [number in ids for number in range(1, len(rows))]
+def as_pool(frame: pl.DataFrame, path: Path, *, group: int = 1000) -> Path:
+    """Write the rows with COYO's types, an empty cell as NULL."""
+    arrays = {"id": pa.array(range(frame.height), type=pa.int64())}
+    for name in frame.columns[2:]:
+        kind = BY_NAME[name].type
+        values = [None if text in (None, "") else text for text in frame[name]]
+        arrays[name] = pa.array(values, type=pa.string()).cast(kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(arrays), path, row_group_size=group)
+    return path
 
 
 def test_there_are_recipes_and_ours_is_among_them() -> None:
-    assert "coyo-clean" in NAMES
-    assert len(NAMES) >= 5
+    assert set(NAMES) == {
+        "align-1.8b", "align-frequent-words", "cc12m", "coyo-clean", "datacomp-basic",
+        "datacomp-clip30", "laion-2b-en", "laion-400m", "laion-aesthetic", "laion-aesthetic-6",
+        "laion-high-res", "sd-v1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("group", [1, 3, 1000])
+def test_rows_in_rows_out(tmp_path: Path, name: str, group: int) -> None:
+    rows = read_rows(name)
+    filter_pool(as_pool(rows, tmp_path / "pool.parquet", group=group), name, tmp_path / "out")
+    kept = set(read_ids(tmp_path / "out"))
+    for number, (keep, why) in enumerate(rows.select("keep", "why").iter_rows()):
+        assert (number in kept) == (keep == "yes"), f"line {number + 2}: {why}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_threshold_has_rows_on_it_and_on_either_side(name: str) -> None:
+    rows = read_rows(name)
+    floats = {column for column, known in BY_NAME.items() if pa.types.is_floating(known.type)}
+    for rule in load_recipe(name).rules:
+        bare = bare_rule(rule.sql, floats)
+        if bare is None:
+            continue
+        column = bare.column.name
+        seen = rows[column].to_list()
+        assert None in seen or "" in seen, f"{rule.sql}: no NULL"
+        if column in floats:
+            assert "NaN" in seen, f"{rule.sql}: no NaN"
+        for value in bare.values:
+            if not value.is_number:
+                continue  # a cut that the pool decides
+            exact = [np.float32(text) for text in seen if text]
+            threshold = np.float32(value.name)
+            around = (
+                [
+                    np.nextafter(threshold, np.float32(9e9)),
+                    np.nextafter(threshold, np.float32(-9e9)),
+                ]
+                if column in floats
+                else [threshold + 1, threshold - 1]
+            )
+            for neighbour in (threshold, *around):
+                assert neighbour in exact, f"{rule.sql}: no row with {column} = {neighbour}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "align-frequent-words"])
+def test_every_rule_has_a_row_that_only_it_removes(tmp_path: Path, name: str) -> None:
+    rows = read_rows(name)
+    more = many_texts(11) if name == "align-1.8b" else None
+    pool = as_pool(rows if more is None else pl.concat([rows, more]), tmp_path / "pool.parquet")
+    for bite in explain_pool(pool, name).bites:
+        assert bite.only > 0, f"{bite.rule} is tested by no row of its own"
+
+
+def many_texts(per_picture: int) -> pl.DataFrame:
+    """A picture with 1,000 texts, which stays, and one with 1,001, which goes."""
+    rows = [("8" * 16, number) for number in range(1000)] + [("9" * 16, n) for n in range(1001)]
+    return pl.DataFrame(
+        {
+            "keep": ["yes"] * 1000 + ["no"] * 1001,
+            "why": [f"{per_picture}"] * 2001,
+            "text": [f"text {number} of picture {phash}" for phash, number in rows],
+            "image_phash": [phash for phash, _ in rows],
+            "width": ["1200"] * 2001,
+            "height": ["1100"] * 2001,
+            "word_count": ["5"] * 2001,
+        }
+    )
+
+
+def test_align_drops_pictures_with_more_than_a_thousand_texts(tmp_path: Path) -> None:
+    rows = many_texts(1)
+    # 1,500 rows with one text of their own picture are one text: those stay.
+    same = rows.head(1).with_columns(image_phash=pl.lit("a" * 16), text=pl.lit("the same"))
+    rows = pl.concat([rows, *[same] * 9])
+    filter_pool(as_pool(rows, tmp_path / "pool.parquet"), "align-1.8b", tmp_path / "out")
+    assert read_ids(tmp_path / "out") == [*range(1000), *range(2001, 2010)]
+
+
+def test_align_keeps_rows_whose_words_and_pairs_are_all_frequent(tmp_path: Path) -> None:
+    texts = ["a dog", "A dog!", "a cat", "dog a", "a cat", "été", None, "a"]
+    text = find_shipped("align-frequent-words").path.read_text(encoding="utf-8")
+    # Frequencies: a 6, dog 3, cat 2, "a cat" 2, "a dog" 2, "dog a" 1, été 1.
+    (tmp_path / "top5.sql").write_text(text.replace("100_000_000", "5"))
+    frame = pl.DataFrame({"keep": "yes", "why": "", "text": texts})
+    pool = as_pool(frame, tmp_path / "pool.parquet")
+    filter_pool(pool, str(tmp_path / "top5.sql"), tmp_path / "out")
+    assert read_ids(tmp_path / "out") == [0, 1, 2, 4, 6, 7]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,97 +148,70 @@ def test_every_recipe_says_what_it_is_where_it_is_from_and_what_it_does_on_coyo(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_is_rules_over_coyos_columns_alone(name: str) -> None:
+def test_every_recipe_is_rules_over_coyos_columns_each_with_its_reason(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.where_decides
+    assert recipe.whole_rows
     assert recipe.rules
-    assert set(recipe.columns) <= set(BY_NAME)
-
-
-def test_every_rule_of_coyo_clean_has_its_reason() -> None:
-    rules = load_recipe("coyo-clean").rules
-    assert len(rules) == 8
-    assert all(rule.reason for rule in rules)
-    assert "LAION" in rules[0].reason
-    assert "removes nothing" in rules[-1].reason
+    assert set(recipe.columns) - {"gram"} <= set(BY_NAME)
+    assert all(rule.reason for rule in recipe.rules)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_runs_and_keeps_a_good_row(tmp_path: Path, name: str) -> None:
-    bad = {"width": 100, "height": 90, "text_length": 2, "word_count": 1}
-    bad |= {"clip_similarity_vitb32": 0.1, "aesthetic_score_laion_v2": 2.0}
-    assert kept(tmp_path, name, bad) == [False]
+def test_every_recipe_runs_in_the_duckdb_shell(tmp_path: Path, name: str) -> None:
+    rows = read_rows(name).filter(~pl.any_horizontal(pl.all().exclude("keep", "why") == "NaN"))
+    pool = as_pool(rows, tmp_path / "pool.parquet")
+    with duckdb.connect() as shell:
+        shell.read_parquet(str(pool)).create_view("pool")
+        shell.execute((bundled("sql") / "macros.sql").read_text(encoding="utf-8"))
+        text = find_shipped(name).path.read_text(encoding="utf-8")
+        kept = sorted(row[0] for row in shell.sql(text).fetchall())
+    assert kept == [n for n, keep in enumerate(rows["keep"]) if keep == "yes"]
 
 
-@pytest.mark.parametrize(
-    ("column", "inside", "outside"),
-    [
-        ("clip_similarity_vitb32", [0.28, 1.0], [below(0.28), -0.1, None]),
-        ("clip_similarity_vitl14", [0.22], [below(0.22), None]),
-        ("watermark_score", [below(0.5), 0.0], [0.5, 1.0, None, math.nan]),
-        ("nsfw_score_opennsfw2", [below(0.2)], [0.2, None]),
-        ("nsfw_score_gantman", [below(0.2)], [0.2, None]),
-        ("word_count", [3, 64], [2, 65, None]),
-        ("width", [200, 3300, 367], [199, 3301, 366, 0, None]),
-        ("height", [200, 3600, 400], [199, 3601, 399, 0, None]),
-    ],
-)
-def test_coyo_clean_cuts_at_its_thresholds(
-    tmp_path: Path, column: str, inside: list[Any], outside: list[Any]
+# Worked out by hand from the published values: who passes which recipe, by the picture's subject.
+FLEET, GATE, SHORE, LAMPS, MARIO, RAINBOW, SAND, OLIVE, POMSKY = (
+    4896263451343, 1425929344479, 7456063527931, 3221225511175, 5626407855002, 1125282207474,
+    1434519186493, 2680060225205, 841814333321,
+)  # fmt: skip
+EVERYONE = {FLEET, GATE, SHORE, LAMPS, MARIO, RAINBOW, SAND, OLIVE, POMSKY}
+BY_HAND: dict[str, set[int]] = {
+    # B/32 of .319 .249 .291 .264 .401 .445 .417 .199 .430
+    "laion-400m": {FLEET, MARIO, RAINBOW, SAND, POMSKY},
+    "laion-2b-en": {FLEET, SHORE, MARIO, RAINBOW, SAND, POMSKY},
+    # aesthetics of 7.05 6.99 6.95 4.58 6.32 5.29 6.83 4.87 5.44
+    "laion-aesthetic": EVERYONE - {LAMPS, OLIVE},
+    "laion-aesthetic-6": {FLEET, GATE, SHORE, MARIO, SAND},
+    # 600x447 600x347 600x320 800x499 2000x1309 800x525 860x573 227x300 1000x988
+    "laion-high-res": {MARIO},
+    "datacomp-basic": EVERYONE,
+    # nine scores, so index int(9 * .3) = 2: the third best L/14, .3428 after .3521 and .3506
+    "datacomp-clip30": {POMSKY, RAINBOW, SAND},
+    # 25 4 10 7 27 15 26 6 11 words
+    "align-1.8b": EVERYONE - {FLEET, MARIO, SAND},
+    "align-frequent-words": EVERYONE,
+    "sd-v1": {MARIO, RAINBOW, SAND, POMSKY},
+    "cc12m": {FLEET, LAMPS, MARIO, RAINBOW, SAND, POMSKY},
+    # L/14 of .248 .204 .179 .218 .317 .351 .343 .147 .352
+    "coyo-clean": {FLEET, MARIO, RAINBOW, SAND, POMSKY},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_rows_of_coyo_fare_as_worked_out_by_hand(
+    shared: Path, tmp_path: Path, name: str
 ) -> None:
-    changes = [{column: value} for value in [*inside, *outside]]
-    if column in ("width", "height"):
-        other = "height" if column == "width" else "width"
-        limits = {200: 600, 199: 590, 367: 1100, 366: 1100, 400: 1200, 399: 1200}
-        changes = [{**change, other: limits.get(change[column], GOOD[other])} for change in changes]
-    expected = [True] * len(inside) + [False] * len(outside)
-    assert kept(tmp_path, "coyo-clean", *changes) == expected
-
-
-@pytest.mark.parametrize(
-    ("recipe", "column", "inside", "outside"),
-    [
-        ("laion-400m", "clip_similarity_vitb32", [0.3], [below(0.3), None]),
-        ("laion-400m", "text_length", [5], [4, None]),
-        ("laion-2b-en", "clip_similarity_vitb32", [0.28], [below(0.28)]),
-        ("laion-aesthetic", "aesthetic_score_laion_v2", [5.0], [below(5.0), None]),
-        ("sd-v1", "aesthetic_score_laion_v2", [5.01], [5.0]),
-        ("sd-v1", "width", [512], [511]),
-        ("sd-v1", "watermark_score", [below(0.5)], [0.5]),
-        ("laion-high-res", "height", [1024], [1023, None]),
-        ("cc12m", "word_count", [3, 256], [2, 257]),
-        ("cc12m", "height", [481], [400, 479]),
-        ("datacomp-basic", "word_count", [3], [2]),
-        ("datacomp-basic", "text_length", [6], [5]),
-        ("datacomp-basic", "width", [367], [366]),
-    ],
-)
-def test_published_thresholds_are_where_the_papers_have_them(
-    tmp_path: Path, recipe: str, column: str, inside: list[Any], outside: list[Any]
-) -> None:
-    changes = [{column: value} for value in [*inside, *outside]]
-    expected = [True] * len(inside) + [False] * len(outside)
-    assert kept(tmp_path, recipe, *changes) == expected
-
-
-def test_shape_macros_are_null_when_a_side_is_missing_or_zero(tmp_path: Path) -> None:
-    widths = [300, 100, 300, None, 300, None, 0]
-    heights = [100, 300, 300, 300, None, None, 300]
-    pool = write_pool(tmp_path / "pool.parquet", id=range(7), width=widths, height=heights)
-    query = (
-        "SELECT *, aspect_ratio(width, height) AS ratio, min_side(width, height) AS side FROM pool"
-    )
-    filter_pool(pool, query, tmp_path / "out")
-    out = pl.read_parquet(tmp_path / "out" / "part-*.parquet").sort("id")
-    assert out["ratio"].to_list() == [3.0, 3.0, 1.0, None, None, None, None]
-    assert out["side"].to_list() == [100, 100, 300, None, None, None, 0]
-
-
-def test_a_null_side_fails_either_way_round(tmp_path: Path) -> None:
-    pool = write_pool(tmp_path / "pool.parquet", id=[1, 2], width=[300, None], height=[300, 300])
-    for rule in ("aspect_ratio(width, height) <= 3", "NOT aspect_ratio(width, height) > 3"):
-        filter_pool(pool, rule, tmp_path / "out", overwrite=True)
-        assert read_ids(tmp_path / "out") == [1]
+    lines = (shared / "coyo_rows" / "coyo_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["dataset"] == "coyo-700m"]
+    full = [row for row in rows if row["image_phash"] is not None]
+    assert {row["id"] for row in full} == EVERYONE
+    pool = tmp_path / "pool.parquet"
+    columns = {
+        column: pa.array([row[column] for row in full], type=known.type)
+        for column, known in BY_NAME.items()
+    }
+    pq.write_table(pa.table(columns), pool)
+    filter_pool(pool, name, tmp_path / "out")
+    assert set(read_ids(tmp_path / "out")) == BY_HAND[name]
 
 
 @pytest.mark.parametrize("typed", ["coyo-claen", "Coyo-Clean", "coyo_clean"])

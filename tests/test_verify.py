@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from making import names_in, write_pool
 
+from coyo_tools.balance import balance_pool
 from coyo_tools.dedupe import dedupe_pool
 from coyo_tools.errors import SourceError
 from coyo_tools.filter import filter_pool
@@ -57,6 +58,17 @@ def test_a_subset_replays_with_any_number_of_threads(
 def test_a_deduplicated_subset_replays(pool: Path, tmp_path: Path) -> None:
     dedupe_pool(pool, tmp_path / "out", by=("image_phash",), keep=f"{SCORE} DESC", threads=1)
     assert verify_subset(tmp_path / "out", threads=2).replays
+
+
+def test_a_balanced_subset_replays(tmp_path: Path) -> None:
+    texts = ["a red car", "a red dog", "the dog", "nothing", None] * 40
+    pool = write_pool(tmp_path / "pool.parquet", id=range(200), text=texts)
+    (tmp_path / "entries.txt").write_text("red\ndog\n")
+    balance_pool(pool, tmp_path / "entries.txt", tmp_path / "out", max_per_entry=30)
+    assert verify_subset(tmp_path / "out", threads=1).replays
+    (tmp_path / "entries.txt").write_text("red\n")
+    problems = verify_subset(tmp_path / "out").problems
+    assert problems[0] == f"Its entries {tmp_path / 'entries.txt'} has changed since."
 
 
 def test_a_recipe_file_that_changes_later_changes_nothing(pool: Path, tmp_path: Path) -> None:

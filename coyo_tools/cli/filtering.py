@@ -182,7 +182,7 @@ def explain_command(
 
 
 def verify_command(
-    subset: Annotated[Path, typer.Argument(help="A subset that filter or dedupe made.")],
+    subset: Annotated[Path, typer.Argument(help="A subset that filter, dedupe or balance made.")],
     source: Annotated[
         str | None,
         typer.Option(help="Where its input is now, if it has moved.", show_default=False),
@@ -241,11 +241,14 @@ def _say_notes(bites: Sequence["Bite"], cuts: Sequence["Cut"], matches: Sequence
     idle = [bite.rule for bite in bites if bite.removes_nothing]
     if idle:
         say(f"note: these remove nothing here: {'; '.join(idle)}.")
+    told: set[str] = set()
     for bite in bites:
         if bite.alone and bite.alone == bite.null:
             say(f"note: `{bite.rule}` removes only rows without a value here.")
         for note in bite.notes:
-            say(f"note: `{bite.rule}`: {note}.")
+            if note not in told:  # what is so of a column is so of each of its rules
+                say(f"note: `{bite.rule}`: {note}.")
+            told.add(note)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
--- Our recommendation for a first COYO slice: pairs that match, without watermarks or faces to mind
+-- Our recommendation for a first COYO slice: pairs that match, without watermarks or NSFW to mind
 -- Source: thresholds below, each with its own; combined here, not a published set.
 -- On COYO: not measured on the whole; its mean B/32 similarity is .291, so the first rule alone
 --   should keep somewhat over half. Deduplicate afterwards.

@@ -3,7 +3,7 @@
 -- On COYO: removes nothing, COYO enforces every rule.
 SELECT *
 FROM pool
-WHERE word_count > 2
-  AND text_length > 5
-  AND min_side(width, height) >= 200
-  AND aspect_ratio(width, height) <= 3;
+WHERE word_count > 2                      -- two words are a name, no caption
+  AND text_length > 5                     -- neither are five characters
+  AND min_side(width, height) >= 200      -- icons and thumbnails
+  AND aspect_ratio(width, height) <= 3;   -- banners and rules

@@ -4,5 +4,5 @@
 -- On COYO: the text rule removes nothing, COYO starts at 6 characters.
 SELECT *
 FROM pool
-WHERE clip_similarity_vitb32 >= 0.28
-  AND text_length >= 5;
+WHERE clip_similarity_vitb32 >= 0.28  -- LAION-5B's cut for English, looser than LAION-400M's .30
+  AND text_length >= 5;               -- shorter texts say little
