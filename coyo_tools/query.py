@@ -158,17 +158,21 @@ def _piped_into(target: BinaryIO, path: Path) -> Iterator[None]:
         OutputError: it can't be written to.
     """
     os.mkfifo(path)
+    read_end = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    held = os.open(path, os.O_WRONLY)  # as long as it is open, an empty pipe is not at its end
+    os.set_blocking(read_end, True)
     faults: list[OSError] = []
     on_terminal = target.isatty()
 
     def pump() -> None:
-        with path.open("rb", buffering=0) as pipe:
-            try:
-                while piece := pipe.read(_PIECE):
-                    target.write(_CONTROL.sub(b"?", piece) if on_terminal else piece)
-                target.flush()
-            except OSError as error:
-                faults.append(error)  # closing the pipe ends the query
+        try:
+            while piece := os.read(read_end, _PIECE):
+                target.write(_CONTROL.sub(b"?", piece) if on_terminal else piece)
+            target.flush()
+        except OSError as error:
+            faults.append(error)
+        finally:
+            os.close(read_end)  # before the end, this ends the query
 
     pumping = threading.Thread(target=pump, daemon=True)
     pumping.start()
@@ -178,8 +182,7 @@ def _piped_into(target: BinaryIO, path: Path) -> Iterator[None]:
         if not faults:
             raise
     finally:
-        with contextlib.suppress(OSError):  # nobody wrote: let the other thread see the end
-            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        os.close(held)
         pumping.join()
     if faults and not isinstance(faults[0], BrokenPipeError):
         raise OutputError(f"The output can't be written: {faults[0].strerror}.") from faults[0]

@@ -11,7 +11,9 @@ from typing import Any
 import polars as pl
 import pytest
 from making import COYO, coyo, names_in, write_pool
+from typer.testing import CliRunner
 
+from coyo_tools.cli import app
 from coyo_tools.errors import ColumnError, OutputError, RecipeError
 from coyo_tools.query import query_table, write_query
 
@@ -120,9 +122,10 @@ def test_the_table_says_how_many_rows_it_leaves_out(pool: Path) -> None:
         ["id", "width"], ["0", "100"], ["1", "200"],
     ]  # fmt: skip
     assert "4 more rows" in ran.stderr
-    whole = coyo("sql", pool, "SELECT id, width FROM pool ORDER BY id")
+    whole = CliRunner().invoke(app, ["sql", str(pool), "SELECT id, width FROM pool ORDER BY id"])
     assert whole.stderr == ""
-    assert coyo("sql", pool, "SELECT id FROM pool LIMIT 0").stderr == "No rows.\n"
+    none = CliRunner().invoke(app, ["sql", str(pool), "SELECT id FROM pool LIMIT 0"])
+    assert none.stderr == "No rows.\n"
 
 
 def test_rows_beyond_a_million_are_counted_too(tmp_path: Path) -> None:
@@ -182,9 +185,9 @@ def test_every_row_of_json_is_a_line(pool: Path) -> None:
 
 def test_a_file_gets_the_format_of_its_name(pool: Path, tmp_path: Path) -> None:
     for name in ("out.csv", "out.json", "out.parquet"):
-        assert (
-            coyo("sql", pool, "SELECT id FROM pool ORDER BY id", "-o", tmp_path / name).stdout == ""
-        )
+        query = "SELECT id FROM pool ORDER BY id"
+        ran = CliRunner().invoke(app, ["sql", str(pool), query, "-o", str(tmp_path / name)])
+        assert (ran.exit_code, ran.output) == (0, "")
     assert pl.read_parquet(tmp_path / "out.parquet")["id"].to_list() == list(range(6))
     assert pl.read_csv(tmp_path / "out.csv")["id"].to_list() == list(range(6))
     assert len(json.loads((tmp_path / "out.json").read_text())) == 6
@@ -275,10 +278,10 @@ def test_a_failing_query_leaves_the_old_file(pool: Path, tmp_path: Path) -> None
     ],
 )
 def test_options_that_make_no_sense(pool: Path, options: list[str], said: str) -> None:
-    ran = coyo("sql", pool, "SELECT id FROM pool", *options, cwd=pool.parent)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert said in ran.stderr
-    assert "Traceback" not in ran.stderr
+    ran = CliRunner().invoke(app, ["sql", str(pool), "SELECT id FROM pool", *options])
+    assert isinstance(ran.exception, OutputError)
+    assert said in str(ran.exception)
+    assert ran.stdout == ""
 
 
 def test_a_query_that_slips_past_the_parser_reads_no_other_file(pool: Path) -> None:
