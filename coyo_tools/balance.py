@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,7 +183,8 @@ def balance_pool(
         if not digest.ascending:
             rows = session.read_parquet([str(part.absolute()) for part in parts])
             refuse_duplicate_ids(session, rows, pool.path)
-        _write_entries(entries, counts, after, max_per_entry, directory / ENTRIES_FILE)
+        fates = _fates(entries, counts, after, max_per_entry)
+        pq.write_table(fates, directory / ENTRIES_FILE, compression="zstd")
         head = counts > max_per_entry
         not_drawn = pool.rows - matched.no_text - matched.no_match - kept.count
         result = BalanceResult(
@@ -203,7 +204,7 @@ def balance_pool(
             matches_after=int(after.sum()),
             head_before=int(counts[head].sum()),
             head_after=int(after[head].sum()),
-            commonest=tuple(_commonest(entries, counts, after, max_per_entry)),
+            commonest=_commonest(fates),
         )
         lost = {NO_TEXT: matched.no_text, NO_MATCH: matched.no_match, NOT_DRAWN: not_drawn}
         write_manifest(
@@ -410,27 +411,22 @@ def _write(
     return write_parts(session.sql(read_sql("balance/drawn.sql")), directory)
 
 
-def _by_count(entries: Entries, counts: Counts) -> Sequence[int]:
-    """Order entries by rows, then text: whatever their order in the file."""
-    return sorted(range(len(counts)), key=lambda entry: (-counts[entry], entries.texts[entry]))
+def _fates(entries: Entries, counts: Counts, after: Counts, cap: int) -> pa.Table:
+    """Say how each entry fared, by rows and then text, whatever the order in the file."""
+    order = sorted(range(len(counts)), key=lambda entry: (-counts[entry], entries.texts[entry]))
+    return pa.table(
+        {
+            "entry": pa.array([entries.texts[entry] for entry in order], pa.string()),
+            "rows_before": pa.array(counts[order]),
+            "rows_after": pa.array(after[order]),
+            "probability": pa.array(cap / np.maximum(counts[order], cap)),
+        }
+    )
 
 
-def _write_entries(entries: Entries, counts: Counts, after: Counts, cap: int, file: Path) -> None:
-    order = _by_count(entries, counts)
-    columns = {
-        "entry": pa.array([entries.texts[entry] for entry in order], pa.string()),
-        "rows_before": pa.array(counts[order]),
-        "rows_after": pa.array(after[order]),
-        "probability": pa.array(cap / np.maximum(counts[order], cap)),
-    }
-    pq.write_table(pa.table(columns), file, compression="zstd")
-
-
-def _commonest(entries: Entries, counts: Counts, after: Counts, cap: int) -> Iterator[EntryRows]:
-    for entry in _by_count(entries, counts)[:_SHOWN]:
-        before = int(counts[entry])
-        if before:
-            yield EntryRows(entries.texts[entry], before, int(after[entry]), cap / max(before, cap))
+def _commonest(fates: pa.Table) -> tuple[EntryRows, ...]:
+    rows = (EntryRows(*row.values()) for row in fates.slice(0, _SHOWN).to_pylist())
+    return tuple(row for row in rows if row.before)
 
 
 def _nothing_matches(pool: Source, entries: Entries) -> EmptyResultError:

@@ -125,6 +125,29 @@ def test_a_text_that_has_an_entry_twice_counts_once(tmp_path: Path) -> None:
     assert (result.no_match, result.rows_out) == (1, 2)
 
 
+def test_odd_texts_are_matched_like_others(tmp_path: Path) -> None:
+    texts = [
+        "a\x00b cat",
+        "",
+        " ",
+        "cat" * 100_000,
+        "dog " * 50_000 + "cat",
+        "\U0001f408 cat",
+        "a\x00b",
+    ]
+    entries = ["cat", "a\x00b", "\U0001f408 cat", "dog dog dog", "x" * 5000, "y " * 3000 + "y"]
+    pool = write_pool(tmp_path / "pool.parquet", id=range(len(texts)), text=texts)
+    listed = write_entries(tmp_path / "entries.json", entries)
+    balance_pool(pool, listed, tmp_path / "out")
+    found = [stated(text, entries) for text in texts]
+    assert read_ids(tmp_path / "out") == [number for number, some in enumerate(found) if some]
+    counts = Counter(entry for some in found for entry in some)
+    assert {entry: fate[0] for entry, fate in told(tmp_path / "out").items()} == {
+        entry: counts[entry] for entry in entries
+    }
+    assert len(pl.read_parquet(tmp_path / "out" / "part-00000.parquet")["text"][1]) > 200_000
+
+
 def test_odds_are_those_of_independent_draws(tmp_path: Path) -> None:
     rows = {"cat": 400, "dog": 100, "cat dog": 100, "emu": 5, "emu cat": 5, "yak": 20}
     texts = [text for text, count in rows.items() for _ in range(count)]

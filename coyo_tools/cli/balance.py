@@ -37,7 +37,9 @@ def balance_command(
     output: Output,
     max_per_entry: Annotated[
         int,
-        typer.Option(help="The cap: about so many rows stay of an entry that has more.", min=1),
+        typer.Option(
+            help="The cap: an entry draws about so many of its rows, or all if it has fewer.", min=1
+        ),
     ] = 20_000,
     seed: Annotated[int, typer.Option(help="Seed of the draws.", min=0, max=2**63 - 1)] = 0,
     overwrite: Overwrite = False,
