@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coyo_tools.columns import ID
 from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL
 from coyo_tools.errors import OutputError, SourceError
 from coyo_tools.progress import Progress, no_progress
@@ -132,8 +133,9 @@ def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> Non
         use_statistics=False,  # of the place: Polars asks about made-up ones then
         cache=False,
     )
-    wanted = pl.col(place).map_batches(
-        _look_up(kept, first), return_dtype=pl.Boolean, is_elementwise=True
+    # With a stored column in the predicate, Polars decodes the others for the wanted rows alone.
+    wanted = pl.struct([ID, place]).map_batches(
+        _look_up(place, kept, first), return_dtype=pl.Boolean, is_elementwise=True
     )
     try:
         scan.slice(first, len(kept)).filter(wanted).drop(place).sink_parquet(
@@ -150,9 +152,12 @@ def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> Non
         raise SourceError(f"{files[0]} can't be read: {said}") from error
 
 
-def _look_up(kept: Booleans, first: int) -> Callable[[pl.Series], pl.Series]:
+def _look_up(place: str, kept: Booleans, first: int) -> Callable[[pl.Series], pl.Series]:
     # By place and not by position in the batch: Polars may ask twice, of rows it has thinned out.
-    return lambda places: pl.Series(kept[places.to_numpy().astype(np.int64) - first])
+    def look_up(rows: pl.Series) -> pl.Series:
+        return pl.Series(kept[rows.struct.field(place).to_numpy().astype(np.int64) - first])
+
+    return look_up
 
 
 def _is_plain(kind: pa.DataType) -> bool:

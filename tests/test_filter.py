@@ -563,7 +563,8 @@ def test_a_memory_limit_is_understood_or_named(pool: Path, tmp_path: Path) -> No
         filter_pool(pool, "id > 3", tmp_path / "other", memory="plenty")
     assert "2GB" in caught.value.hint
     with pytest.raises(OutputError, match="ran out of memory") as caught:
-        filter_pool(pool, "id > 3", tmp_path / "other", memory="10KB")
+        grouped = "text IN (SELECT text FROM pool GROUP BY text HAVING count(*) < 9)"
+        filter_pool(pool, grouped, tmp_path / "other", memory="10KB")
     assert "--memory" in caught.value.hint
 
 
