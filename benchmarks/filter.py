@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from coyo_tools.bites import float_columns
 from coyo_tools.engine import open_session
-from coyo_tools.filter import explain_pool, filter_pool
+from coyo_tools.explain import explain_pool
+from coyo_tools.filter import filter_pool
 from coyo_tools.guard import guarded_for_scan
 from coyo_tools.source import open_source
 

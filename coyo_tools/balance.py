@@ -37,7 +37,7 @@ from coyo_tools.manifest import Input, Manifest, Stopwatch, mix64, new_artifact,
 from coyo_tools.phrases import Phrases
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.recipe import missing_column
-from coyo_tools.rows import KeptRows, can_copy, copy_rows
+from coyo_tools.rows import KeptRows, copy_rows, is_copyable
 from coyo_tools.source import NOTES, Source, open_source
 
 MAX_PER_ENTRY = 20_000  # the paper's t, for 400 M pairs
@@ -398,8 +398,7 @@ def _write(
     session: duckdb.DuckDBPyConnection, pool: Source, kept: KeptRows, directory: Path, folder: Path
 ) -> list[Path]:
     """Write the rows that stay: copied as they are stored, or else as the view shows them."""
-    as_stored = pool.column_map.plain and not pool.unify_types and not pool.remote
-    if as_stored and can_copy(pool.schema):
+    if is_copyable(pool):
         return copy_rows([Path(file) for file in pool.files], pool.file_rows, kept, directory)
     drawn = folder / "drawn.parquet"
     schema = pa.schema([("kept", pa.bool_())])

@@ -17,8 +17,10 @@ from sqlglot import exp
 
 from coyo_tools.clauses import lay_out
 from coyo_tools.columns import ID
+from coyo_tools.engine import open_session, recipe_errors
 from coyo_tools.guard import BareRule, bare_rule, float_columns_of, guarded
-from coyo_tools.recipe import Recipe, Rule
+from coyo_tools.recipe import Recipe, Rule, parse_recipe
+from coyo_tools.rows import KeptRows
 from coyo_tools.scales import rule_notes
 from coyo_tools.source import Source
 
@@ -238,3 +240,41 @@ def _alias_of(item: str) -> str:
         return str(sqlglot.parse_one(f"SELECT {item}", read="duckdb").expressions[0].alias)
     except (sqlglot.errors.SqlglotError, IndexError):
         return ""
+
+
+def judge_pool(
+    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe
+) -> tuple[list[Bite], KeptRows]:
+    """Judge every row of the pool; return the bite of each rule, and which rows pass them all.
+
+    Raises:
+        CoyoError: the engine refuses a rule, or the pool can't be read.
+    """
+    rules = counted_rules(recipe)
+    kept = KeptRows(pool.rows)
+    if not rules:
+        for start in range(0, pool.rows, _BATCH_ROWS):
+            kept.append(np.ones(min(_BATCH_ROWS, pool.rows - start), dtype=np.bool_))
+        return [], kept
+    tally = Tally(len(rules))
+    with recipe_errors(pool):
+        for codes, places in judge_rows(session, pool, recipe, rules):
+            tally.add(codes)
+            if places is None:
+                kept.append(codes == 0)
+            else:
+                kept.keep(places[codes == 0])
+    return tally.bites(rules, pool.notes), kept
+
+
+def failed_rules(pool: Source, sql: str, ids: list[int]) -> dict[int, list[str]]:
+    """Say of some rows of a pool which rules of a recipe they fail."""
+    recipe = parse_recipe(sql, name="recipe")
+    rules = counted_rules(recipe)
+    if not rules or not ids:
+        return {}
+    wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
+    with open_session(pool) as session, recipe_errors(pool):
+        query = verdict_query(recipe, rules, float_columns(pool), places=False, ids=True)
+        rows = session.sql(query).filter(wanted).fetchall()
+    return {int(id_): failed_by(codes, rules) for id_, *codes in rows}

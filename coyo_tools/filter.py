@@ -17,12 +17,8 @@ from sqlglot import exp
 
 from coyo_tools.bites import (
     Bite,
-    Tally,
-    counted_rules,
-    failed_by,
     float_columns,
-    judge_rows,
-    verdict_query,
+    judge_pool,
 )
 from coyo_tools.columns import ID
 from coyo_tools.cuts import Cut, Match, parse_sample, sample_keys
@@ -40,8 +36,8 @@ from coyo_tools.guard import guarded_for_scan
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.ranks import value_at_rank
-from coyo_tools.recipe import Recipe, parse_recipe
-from coyo_tools.rows import KeptRows, can_copy, copy_rows
+from coyo_tools.recipe import Recipe
+from coyo_tools.rows import KeptRows, copy_rows, is_copyable
 from coyo_tools.selection import Resolved, Selection, final_sql, resolve
 from coyo_tools.source import NOTES, Source, open_source
 
@@ -71,19 +67,6 @@ class FilterResult:
     beyond_where: int
     not_drawn: int
     beyond_limit: int
-    cuts: tuple[Cut, ...]
-    matches: tuple[Match, ...]
-
-
-@dataclass(frozen=True)
-class Explained:
-    """What a selection would do to a pool: ``rows_out`` pass all its rules."""
-
-    recipe: str
-    sql: str
-    rows_in: int
-    rows_out: int
-    bites: tuple[Bite, ...]
     cuts: tuple[Cut, ...]
     matches: tuple[Match, ...]
 
@@ -126,7 +109,7 @@ def filter_pool(
         open_session(pool, output=directory, memory=memory, threads=threads) as session,
     ):
         resolved = resolve(session, pool, wanted)
-        bites, kept = _judge(session, pool, resolved.recipe)
+        bites, kept = judge_pool(session, pool, resolved.recipe)
         passing = kept.count
         if passing == 0 and bites:
             raise _nothing_left(session, pool, resolved.recipe, bites, passing)
@@ -177,70 +160,9 @@ def filter_pool(
     )
 
 
-def explain_pool(
-    source: str | Path,
-    selection: Selection | str,
-    *,
-    memory: str | None = None,
-    threads: int | None = None,
-) -> Explained:
-    """Tell what each rule of a selection removes from a pool, without writing anything.
-
-    Raises:
-        CoyoError: of the kind that says which of source or recipe is at fault.
-    """
-    pool = open_source(source)
-    wanted = Selection(recipes=(selection,)) if isinstance(selection, str) else selection
-    with open_session(pool, memory=memory, threads=threads) as session:
-        resolved = resolve(session, pool, wanted)
-        if not resolved.recipe.rules:
-            raise RecipeError(
-                f"The recipe {resolved.recipe.name} has no rules to explain.",
-                "Only the WHERE of a SELECT from pool itself is made of rules.",
-            )
-        bites, kept = _judge(session, pool, resolved.recipe)
-        return Explained(
-            resolved.recipe.name,
-            final_sql(resolved.recipe, pool, wanted, None),
-            pool.rows,
-            kept.count,
-            tuple(bites),
-            resolved.cuts,
-            resolved.matches,
-        )
-
-
 def _copies_rows(recipe: Recipe, pool: Source, selection: Selection) -> bool:
     """Say whether the rows that pass are written just as they are stored."""
-    return (
-        recipe.whole_rows
-        and selection.order_by is None
-        and pool.column_map.plain
-        and not pool.unify_types
-        and can_copy(pool.schema)
-        and not pool.remote
-    )
-
-
-def _judge(
-    session: duckdb.DuckDBPyConnection, pool: Source, recipe: Recipe
-) -> tuple[list[Bite], KeptRows]:
-    """Judge every row of the pool; return the bite of each rule, and which rows pass them all."""
-    rules = counted_rules(recipe)
-    kept = KeptRows(pool.rows)
-    if not rules:
-        for start in range(0, pool.rows, _BATCH_ROWS):
-            kept.append(np.ones(min(_BATCH_ROWS, pool.rows - start), dtype=np.bool_))
-        return [], kept
-    tally = Tally(len(rules))
-    with recipe_errors(pool):
-        for codes, places in judge_rows(session, pool, recipe, rules):
-            tally.add(codes)
-            if places is None:
-                kept.append(codes == 0)
-            else:
-                kept.keep(places[codes == 0])
-    return tally.bites(rules, pool.notes), kept
+    return recipe.whole_rows and selection.order_by is None and is_copyable(pool)
 
 
 def _copy(
@@ -399,19 +321,6 @@ def _refuse_foreign_ids(
             f"The recipe makes ids of its own: {foreign:,} of them are not in the pool.",
             "A subset keeps the ids of its rows: select `id` as it is.",
         )
-
-
-def failed_rules(pool: Source, sql: str, ids: list[int]) -> dict[int, list[str]]:
-    """Say of some rows of a pool which rules of a recipe they fail."""
-    recipe = parse_recipe(sql, name="recipe")
-    rules = counted_rules(recipe)
-    if not rules or not ids:
-        return {}
-    wanted = f"id IN ({', '.join(str(int(id_)) for id_ in ids)})"
-    with open_session(pool) as session, recipe_errors(pool):
-        query = verdict_query(recipe, rules, float_columns(pool), places=False, ids=True)
-        rows = session.sql(query).filter(wanted).fetchall()
-    return {int(id_): failed_by(codes, rules) for id_, *codes in rows}
 
 
 def _losses(bites: list[Bite], written: _Written) -> dict[str, int]:

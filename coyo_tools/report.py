@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from coyo_tools.bites import failed_rules
 from coyo_tools.columns import ID
-from coyo_tools.filter import failed_rules
 from coyo_tools.manifest import Manifest
 from coyo_tools.pages import write_page
 from coyo_tools.shards import LEDGER, SHARDS_KIND, Sample, read_samples

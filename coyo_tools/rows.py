@@ -19,6 +19,7 @@ from coyo_tools.columns import ID
 from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL
 from coyo_tools.errors import OutputError, SourceError
 from coyo_tools.progress import Progress, no_progress
+from coyo_tools.source import Source
 
 Booleans = npt.NDArray[np.bool_]
 _STEP = 1 << 20
@@ -77,6 +78,16 @@ class KeptRows:
 def can_copy(schema: pa.Schema) -> bool:
     """Say whether Polars reads and writes all of a schema's types as they are."""
     return all(_is_plain(field.type) for field in schema)
+
+
+def is_copyable(source: Source) -> bool:
+    """Say whether a pool's rows can be copied: local files, shown as they are stored."""
+    return (
+        source.column_map.plain
+        and not source.unify_types
+        and not source.remote
+        and can_copy(source.schema)
+    )
 
 
 def copy_rows(

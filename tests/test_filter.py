@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import names_in, read_ids, write_pool
 
-from coyo_tools.bites import MOST_RULES
+from coyo_tools.bites import MOST_RULES, failed_rules
 from coyo_tools.engine import open_session
 from coyo_tools.errors import (
     ColumnError,
@@ -30,7 +30,8 @@ from coyo_tools.errors import (
     RecipeError,
     SourceError,
 )
-from coyo_tools.filter import FilterResult, explain_pool, failed_rules, filter_pool
+from coyo_tools.explain import explain_pool
+from coyo_tools.filter import FilterResult, filter_pool
 from coyo_tools.manifest import read_manifest
 from coyo_tools.source import open_source
 

@@ -15,7 +15,8 @@ from coyo_tools.bites import float_columns
 from coyo_tools.cuts import match_rule, sample_keys
 from coyo_tools.engine import open_session
 from coyo_tools.errors import CoyoError, EmptyResultError, RecipeError
-from coyo_tools.filter import explain_pool, filter_pool
+from coyo_tools.explain import explain_pool
+from coyo_tools.filter import filter_pool
 from coyo_tools.manifest import read_manifest
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source

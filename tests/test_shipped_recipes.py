@@ -20,7 +20,8 @@ from sqlglot import exp
 from coyo_tools.bundled import bundled
 from coyo_tools.columns import BY_NAME
 from coyo_tools.errors import RecipeError
-from coyo_tools.filter import explain_pool, filter_pool
+from coyo_tools.explain import explain_pool
+from coyo_tools.filter import filter_pool
 from coyo_tools.guard import bare_rule
 from coyo_tools.recipe import find_shipped, load_recipe, shipped_recipes
 from coyo_tools.selection import Selection

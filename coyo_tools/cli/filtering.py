@@ -160,7 +160,7 @@ def explain_command(
     Alone: by itself. In order: of what the rules above it leave. Only it: rows that no other rule
     removes. Rules that remove nothing and thresholds of another scale are named.
     """
-    from coyo_tools.filter import explain_pool
+    from coyo_tools.explain import explain_pool
     from coyo_tools.selection import Selection
 
     selection = Selection(
