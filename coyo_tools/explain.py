@@ -39,7 +39,7 @@ def explain_pool(
     pool = open_source(source)
     wanted = Selection(recipes=(selection,)) if isinstance(selection, str) else selection
     with open_session(pool, memory=memory, threads=threads) as session:
-        resolved = resolve(session, pool, wanted)
+        resolved = resolve(session, pool, wanted, memory)
         if not resolved.recipe.rules:
             raise RecipeError(
                 f"The recipe {resolved.recipe.name} has no rules to explain.",

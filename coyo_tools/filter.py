@@ -108,7 +108,7 @@ def filter_pool(
         new_artifact(output, overwrite=overwrite) as directory,
         open_session(pool, output=directory, memory=memory, threads=threads) as session,
     ):
-        resolved = resolve(session, pool, wanted)
+        resolved = resolve(session, pool, wanted, memory)
         bites, kept = judge_pool(session, pool, resolved.recipe)
         passing = kept.count
         if passing == 0 and bites:

@@ -71,7 +71,9 @@ class Resolved:
     inputs: tuple[Input, ...]
 
 
-def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ...], list[Input]]:
+def compose(
+    selection: Selection, pool: Source, memory: str | None = None
+) -> tuple[Recipe, tuple[Match, ...], list[Input]]:
     """Draw a selection's rules together into one recipe, and check its columns.
 
     Raises:
@@ -91,7 +93,7 @@ def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ..
     if selection.match and selection.match_from:
         other = open_source(selection.match_from)
         inputs.append(other.as_input("matched pool"))
-        matches = [match_rule(pool, other, rule) for rule in selection.match]
+        matches = [match_rule(pool, other, rule, memory=memory) for rule in selection.match]
         for match in matches:
             reason = f"passes {match.rate:.2%}, as {match.rule} does on the matched pool"
             parsed.append(predicate(f"{match.here} -- {reason}", "--match"))
@@ -103,13 +105,18 @@ def compose(selection: Selection, pool: Source) -> tuple[Recipe, tuple[Match, ..
     return recipe, tuple(matches), inputs
 
 
-def resolve(session: duckdb.DuckDBPyConnection, pool: Source, selection: Selection) -> Resolved:
+def resolve(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    selection: Selection,
+    memory: str | None = None,
+) -> Resolved:
     """Work out a selection's thresholds on a pool.
 
     Raises:
         CoyoError: as ``compose`` and ``resolve_cuts``.
     """
-    recipe, matches, inputs = compose(selection, pool)
+    recipe, matches, inputs = compose(selection, pool, memory)
     resolved, cuts = resolve_cuts(session, pool, recipe, selection.top_of)
     return Resolved(resolved, recipe.sql, tuple(cuts), matches, tuple(inputs))
 
