@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from coyo_tools.clauses import lay_out
 from coyo_tools.columns import ID
-from coyo_tools.engine import open_session, recipe_errors
+from coyo_tools.engine import BATCH_ROWS, open_session, recipe_errors
 from coyo_tools.guard import BareRule, bare_rule, float_columns_of, guarded
 from coyo_tools.recipe import Recipe, Rule, parse_recipe
 from coyo_tools.rows import KeptRows
@@ -26,7 +26,6 @@ from coyo_tools.source import Source
 
 _RULES_PER_CODE = 8  # two bits each of a USMALLINT
 MOST_RULES = 4 * _RULES_PER_CODE  # of a 64-bit code
-_BATCH_ROWS = 1 << 20
 _KEPT, _FAILED, _NULL, _NAN = range(4)
 
 Codes = npt.NDArray[np.uint64]
@@ -89,7 +88,7 @@ def judge_rows(
         recipe, rules, float_columns(source), places=not recipe.row_by_row, ids=False
     )
     starts = np.cumsum([0, *source.file_rows[:-1]])
-    for batch in session.sql(query).to_arrow_reader(_BATCH_ROWS):
+    for batch in session.sql(query).to_arrow_reader(BATCH_ROWS):
         pieces = list(batch.columns)
         places = None
         if not recipe.row_by_row:
@@ -253,8 +252,8 @@ def judge_pool(
     rules = counted_rules(recipe)
     kept = KeptRows(pool.rows)
     if not rules:
-        for start in range(0, pool.rows, _BATCH_ROWS):
-            kept.append(np.ones(min(_BATCH_ROWS, pool.rows - start), dtype=np.bool_))
+        for start in range(0, pool.rows, BATCH_ROWS):
+            kept.append(np.ones(min(BATCH_ROWS, pool.rows - start), dtype=np.bool_))
         return [], kept
     tally = Tally(len(rules))
     with recipe_errors(pool):

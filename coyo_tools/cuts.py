@@ -20,7 +20,7 @@ from sqlglot import exp
 
 from coyo_tools.bites import float_columns
 from coyo_tools.clauses import calls_of, lay_out, splice
-from coyo_tools.engine import open_session, recipe_errors
+from coyo_tools.engine import BATCH_ROWS, open_session, recipe_errors
 from coyo_tools.errors import EmptyResultError, RecipeError
 from coyo_tools.guard import bare_rule, guarded
 from coyo_tools.manifest import mix64
@@ -30,7 +30,6 @@ from coyo_tools.source import Source
 
 TOP_FRACTION = "top_fraction"
 POOL, SURVIVORS = "pool", "survivors"
-_BATCH_ROWS = 1 << 20
 _EXAMPLE = "For example: clip_similarity_vitl14 >= top_fraction(clip_similarity_vitl14, 0.3)"
 
 
@@ -217,8 +216,7 @@ def _score_at(
 ) -> tuple[str, Ranked | None]:
     """Find a score's value at a rank; also its type, which the value must be written in."""
     tree = sqlglot.parse_one(recipe.sql, read="duckdb")
-    table = tree.find(exp.Table)
-    pool = table.sql(dialect="duckdb") if table is not None and recipe.rules else "pool"
+    pool = tree.args["from_"].this.sql(dialect="duckdb") if recipe.rules else "pool"
     where = f"WHERE {condition}" if condition else ""
     # The recipe's own words, which the parser has let pass; the session is fenced in besides.
     query = f"{lay_out(recipe.sql).with_text}SELECT ({score}) AS score FROM {pool} {where}"  # noqa: S608
@@ -230,7 +228,7 @@ def _score_at(
         query, kind = f"SELECT score::DOUBLE AS score FROM ({query})", "DOUBLE"  # noqa: S608
 
     def batches() -> Iterator[npt.NDArray[Any]]:
-        for batch in session.sql(query).to_arrow_reader(_BATCH_ROWS):
+        for batch in session.sql(query).to_arrow_reader(BATCH_ROWS):
             values = pa.array(batch.column(0)).drop_null().to_numpy(zero_copy_only=False)
             yield values[~np.isnan(values)] if values.dtype.kind == "f" else values
 

@@ -32,7 +32,8 @@ from coyo_tools.source import Source
 ROW_GROUP_ROWS = 122_880
 PART_BYTES = 256 * 1024 * 1024
 ZSTD_LEVEL = 1  # 3 % larger than level 3, and a tenth of the writing time less
-MISSING_ID = -(2**63)
+BATCH_ROWS = 1 << 20  # of a stream whose batches go through numpy
+MISSING_ID = -(2**63)  # sorts before every id, so IdDigest never calls it ascending
 # It trusts a footer's minimum and maximum, which leave NaN out, and folds isnan(score) to false
 # (duckdb issue 25521). Row groups are pruned without it.
 _UNSAFE_WITH_NAN = "statistics_propagation"
@@ -327,6 +328,12 @@ def id_numbers(column: pa.Array) -> npt.NDArray[np.int64]:
     if ids.null_count:
         ids = ids.fill_null(MISSING_ID)
     return np.asarray(ids.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def ids_of(relation: duckdb.DuckDBPyRelation) -> Iterator[npt.NDArray[np.int64]]:
+    """Stream the first column of a relation as ids, in its order; see ``id_numbers``."""
+    for batch in relation.to_arrow_reader(BATCH_ROWS):
+        yield id_numbers(batch.column(0))
 
 
 def refuse_duplicate_ids(

@@ -15,17 +15,13 @@ import pyarrow.parquet as pq
 import sqlglot
 from sqlglot import exp
 
-from coyo_tools.bites import (
-    Bite,
-    float_columns,
-    judge_pool,
-)
+from coyo_tools.bites import Bite, float_columns, judge_pool
 from coyo_tools.columns import ID
 from coyo_tools.cuts import Cut, Match, parse_sample, sample_keys
 from coyo_tools.engine import (
     count_rows,
     digest_ids,
-    id_numbers,
+    ids_of,
     open_session,
     recipe_errors,
     refuse_duplicate_ids,
@@ -44,7 +40,6 @@ from coyo_tools.source import NOTES, Source, open_source
 _ID_TYPES = frozenset(
     {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
 )
-_BATCH_ROWS = 1 << 20
 BEYOND_RULES = "beside the rules: LIMIT, DISTINCT, GROUP BY, a join or a subquery"
 NOT_DRAWN = "not drawn by the sample"
 BEYOND_LIMIT = "beyond the limit"
@@ -223,7 +218,7 @@ def _run(
         rows = count_rows(result) if thinned and not recipe.where_decides else passing
         threshold = None
         if selection.sample is not None:
-            threshold = _threshold(lambda: _ids_of(result.select(ID)), rows, selection)
+            threshold = _threshold(lambda: ids_of(result.select(ID)), rows, selection)
         sql = final_sql(recipe, pool, selection, threshold)
         parts = write_parts(session.sql(sql), directory)
     written = sum(pq.read_metadata(part).num_rows for part in parts)
@@ -255,16 +250,11 @@ def _drawn(rows: int, selection: Selection) -> int:
     return min(rows, asked if isinstance(asked, int) else max(1, round(asked * rows)))
 
 
-def _ids_of(relation: duckdb.DuckDBPyRelation) -> Iterator[Ids]:
-    for batch in relation.to_arrow_reader(_BATCH_ROWS):
-        yield id_numbers(batch.column(0))
-
-
 def _with_verdicts(
     session: duckdb.DuckDBPyConnection, kept: KeptRows
 ) -> Iterator[tuple[Ids, npt.NDArray[np.bool_]]]:
     place = 0
-    for ids in _ids_of(session.view("pool").select(ID)):
+    for ids in ids_of(session.view("pool").select(ID)):
         yield ids, kept.between(place, place + len(ids))
         place += len(ids)
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 from sqlglot import exp
 
 from coyo_tools.bins import ASPECT_RATIO, BINS, MIN_SIDE
+from coyo_tools.engine import BATCH_ROWS
 from coyo_tools.source import Source
 from coyo_tools.tallies import ColumnTally
 
-_BATCH_ROWS = 1 << 20
 _SIDES = ("width", "height")
 
 
@@ -69,7 +69,7 @@ def selected(columns: tuple[str, ...]) -> list[exp.Expr]:
 
 def batches_of(session: duckdb.DuckDBPyConnection, query: exp.Select) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a query in batches, as DuckDB makes them."""
-    yield from session.sql(query.sql(dialect="duckdb")).to_arrow_reader(_BATCH_ROWS)
+    yield from session.sql(query.sql(dialect="duckdb")).to_arrow_reader(BATCH_ROWS)
 
 
 def add_batch(

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID
-from coyo_tools.engine import open_session
+from coyo_tools.engine import ids_of, open_session
 from coyo_tools.errors import ColumnError, EmptyResultError, OutputError
 from coyo_tools.hub_stream import Place, open_split, read_split, retelling
 from coyo_tools.layouts import map_columns
@@ -269,10 +268,8 @@ def _finish(
         pool = open_source(f"{glob.escape(str(directory))}/part-*.parquet")
         digest = IdDigest()
         with open_session(pool) as session:
-            ids = session.view("pool").select(ID).filter(f"{ID} IS NOT NULL")
-            for batch in ids.to_arrow_reader(1 << 20):
-                column = batch.column(0).cast(pa.int64())
-                digest.update(np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.int64))
+            for ids in ids_of(session.view("pool").select(ID).filter(f"{ID} IS NOT NULL")):
+                digest.update(ids)
         address = f"hf://datasets/{state.settings['repo']}@{state.commit}"
         write_manifest(
             directory,
