@@ -1,13 +1,18 @@
 """COYO's ``image_phash``: imagehash's 64-bit perceptual hash, and distances between two.
 
 The hash is taken from the picture before any resizing: shrinking first moves one hash in five by
-two bits or more.
+two bits or more. A flip or a quarter turn moves all bits about, so turned pictures are hashed too
+where they should be found.
 """
 
 import imagehash
 from PIL import Image
 
 PHASH_BITS = 64
+
+# The eight ways a picture can lie: as it is, then Pillow's seven flips and rotations. Rotations are
+# counter-clockwise; transpose and transverse are the flips about the two diagonals.
+TURNS = ("as_is", *(turn.name.lower() for turn in Image.Transpose))
 
 
 def phash(image: Image.Image) -> str:
@@ -17,6 +22,15 @@ def phash(image: Image.Image) -> str:
     pictures have 32 bits set, and their distances are even.
     """
     return str(imagehash.phash(image))
+
+
+def turned_phashes(image: Image.Image) -> tuple[str, ...]:
+    """Hash a picture in each of the eight ways it can lie, in the order of ``TURNS``.
+
+    It is made grey once: that looks at one pixel at a time, so it may as well come before turning.
+    """
+    grey = image.convert("L")
+    return phash(grey), *(phash(grey.transpose(turn)) for turn in Image.Transpose)
 
 
 def hamming(one: str, other: str) -> int:

@@ -1,9 +1,9 @@
-"""Turns the bytes of a stranger's picture into a clean JPEG, in a process that can be killed.
+"""Turns a stranger's picture into a clean JPEG, or into its hash, in a process that can be killed.
 
 A picture from the web may be cut short, claim a billion pixels, or be built to hang or crash its
 decoder. So decoding happens in worker processes with a limit on time, memory and pixels; a
-picture that breaks a limit is refused with a reason and the next one goes on. What comes out is
-always a fresh RGB JPEG: no metadata, no stranger's bytes.
+picture that breaks a limit is refused with a reason and the next one goes on. A picture that comes
+out is always a fresh RGB JPEG: no metadata, no stranger's bytes.
 """
 
 import io
@@ -12,10 +12,11 @@ import resource
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as DecodingTimeout
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ import numpy as np
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coyo_tools.phash import phash
+from coyo_tools.phash import phash, turned_phashes
 
 # What browsers show in <img>, and TIFF and BMP, which img2dataset's users also meet. Left out are
 # formats whose decoders start other programs (EPS) or are rarely looked after.
@@ -39,6 +40,7 @@ _SECONDS = 30.0
 _WORKER_MEMORY = 4 * 1024**3
 
 Key = TypeVar("Key")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,26 @@ class Refusal:
 
 
 def decode_picture(data: bytes | Path, settings: PictureSettings) -> Picture | Refusal:
-    """Decode, hash and shrink one picture, or say why not.
+    """Decode, hash and shrink one picture, or say why not."""
+
+    def make(image: Image.Image, raw: bytes) -> Picture:
+        width, height = image.size
+        hashed = phash(image)
+        return Picture(_to_jpeg(image, settings), width, height, hashed, len(raw))
+
+    return _decode(data, make)
+
+
+def hash_picture(data: bytes | Path, *, turns: bool = False) -> tuple[str, ...] | Refusal:
+    """Decode one picture and hash it as COYO does, or say why not.
+
+    With ``turns`` the hashes of all of ``phash.TURNS`` come, in their order; else one.
+    """
+    return _decode(data, lambda image, _: turned_phashes(image) if turns else (phash(image),))
+
+
+def _decode(data: bytes | Path, make: Callable[[Image.Image, bytes], Made]) -> Made | Refusal:
+    """Return what ``make`` makes of a decoded picture and its file, or why there is no picture.
 
     Runs in a worker. Every exception of a decoder is a statement about the picture, because what
     Pillow raises on broken files has no common base.
@@ -95,8 +116,7 @@ def decode_picture(data: bytes | Path, settings: PictureSettings) -> Picture | R
                 if width * height > MAX_PIXELS:
                     return Refusal("too many pixels", f"{width} x {height}")
                 image.load()
-                hashed = phash(image)
-                jpeg = _to_jpeg(image, settings)
+                return make(image, raw)
     except UnidentifiedImageError:
         return Refusal("not an image", _looks_like(raw))
     except Image.DecompressionBombError as error:
@@ -105,7 +125,6 @@ def decode_picture(data: bytes | Path, settings: PictureSettings) -> Picture | R
         return Refusal("undecodable", "needs more memory than a worker may have")
     except Exception as error:
         return Refusal("undecodable", f"{type(error).__name__}: {error}"[:200])
-    return Picture(jpeg, width, height, hashed, len(raw))
 
 
 def _to_jpeg(image: Image.Image, settings: PictureSettings) -> bytes:
@@ -181,23 +200,38 @@ class PictureWorkers:
 
         What was refused before anybody looked at its bytes keeps its place in the order.
         """
-        waiting: deque[tuple[Key, ProcessFuture[Picture | Refusal] | Refusal]] = deque()
+        return self._run(items, partial(decode_picture, settings=self._settings))
+
+    def hash(
+        self, items: Iterable[tuple[Key, bytes | Path | Refusal]], *, turns: bool = False
+    ) -> Iterator[tuple[Key, tuple[str, ...] | Refusal]]:
+        """Hash pictures, in order, as ``decode`` decodes them; see ``hash_picture``."""
+        return self._run(items, partial(hash_picture, turns=turns))
+
+    def _run(
+        self,
+        items: Iterable[tuple[Key, bytes | Path | Refusal]],
+        work: Callable[[bytes | Path], Made | Refusal],
+    ) -> Iterator[tuple[Key, Made | Refusal]]:
+        waiting: deque[tuple[Key, ProcessFuture[Made | Refusal] | Refusal]] = deque()
         for key, data in items:
-            waiting.append((key, data if isinstance(data, Refusal) else self._schedule(data)))
+            waiting.append((key, data if isinstance(data, Refusal) else self._schedule(work, data)))
             if len(waiting) >= 8 * self._processes:
                 yield self._result(*waiting.popleft())
         while waiting:
             yield self._result(*waiting.popleft())
 
-    def _schedule(self, data: bytes | Path) -> "ProcessFuture[Picture | Refusal]":
-        future: ProcessFuture[Picture | Refusal] = self._pool.schedule(
-            decode_picture, args=[data, self._settings], timeout=self._seconds
+    def _schedule(
+        self, work: Callable[[bytes | Path], Made | Refusal], data: bytes | Path
+    ) -> "ProcessFuture[Made | Refusal]":
+        future: ProcessFuture[Made | Refusal] = self._pool.schedule(
+            work, args=[data], timeout=self._seconds
         )
         return future
 
     def _result(
-        self, key: Key, future: "ProcessFuture[Picture | Refusal] | Refusal"
-    ) -> tuple[Key, Picture | Refusal]:
+        self, key: Key, future: "ProcessFuture[Made | Refusal] | Refusal"
+    ) -> tuple[Key, Made | Refusal]:
         if isinstance(future, Refusal):
             return key, future
         # Polars has system calls restarted after a Ctrl-C: an endless wait would not notice one.

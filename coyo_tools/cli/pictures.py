@@ -1,4 +1,4 @@
-"""Commands on pictures: download, index."""
+"""Commands on pictures: download, index, phash."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +11,7 @@ from coyo_tools.cli.output import (
     Json,
     Output,
     Overwrite,
+    cell_text,
     examples,
     print_json,
     print_table,
@@ -134,6 +135,57 @@ def index_command(
     )
 
 
+def phash_command(
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Picture files, and folders of them.", metavar="IMAGE"),
+    ],
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Print in how many of 64 bits two differ; each is a picture file or a hash of 16 "
+            "hex digits.",
+        ),
+    ] = False,
+    processes: Processes = None,
+    as_json: Json = False,
+) -> None:
+    """Print pictures' perceptual hashes as COYO's image_phash has them.
+
+    The hash is that of the file as stored: before resizing, and not turned as EXIF says. What is
+    no picture is named on stderr, and the exit code is 2 then; a folder's hidden files don't count.
+    """
+    from coyo_tools.hashing import HIDDEN, compare_pictures, hash_paths
+    from coyo_tools.pictures import Refusal
+
+    if compare:
+        if len(images) != 2:
+            raise typer.BadParameter(f"--compare takes two pictures or hashes, not {len(images)}.")
+        compared = compare_pictures(*images)
+        if as_json:
+            print_json(asdict(compared))
+            return
+        for name, hashed in zip(images, (compared.one, compared.other), strict=True):
+            typer.echo(f"{hashed}  {cell_text(name)}")
+        typer.echo(f"{compared.distance} of 64 bits differ")
+        return
+    records: list[dict[str, str]] = []
+    refused = False
+    for name, result in hash_paths([Path(image) for image in images], processes=processes):
+        if isinstance(result, Refusal):
+            refused |= result != HIDDEN
+            say(f"{cell_text(name)}: {result.reason} ({cell_text(result.detail)})")
+        elif as_json:
+            records.append({"image_phash": result, "file": name})
+        else:
+            typer.echo(f"{result}  {cell_text(name)}")
+    if as_json:
+        print_json(records)
+    if refused:
+        raise typer.Exit(2)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(
@@ -151,3 +203,12 @@ def register(app: typer.Typer) -> None:
             "--image-root photos",
         ),
     )(index_command)
+    app.command(
+        "phash",
+        epilog=examples(
+            "coyo phash photo.jpg logos/",
+            "coyo phash logos/ --json",
+            "coyo phash --compare photo.jpg copy.webp",
+            "coyo phash --compare photo.jpg aca29c1c33dc23d7",
+        ),
+    )(phash_command)
