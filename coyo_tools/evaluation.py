@@ -299,6 +299,8 @@ def _collect(
             f"hash of 16 hex digits, such as {example!r}.",
             "Mend them, or leave them out, before anything is compared with them.",
         )
+    if rows == 0:
+        raise EmptyResultError(f"{text} has columns but no rows.")
     bits = np.concatenate(hashes)
     if len(bits) == 0:
         raise EmptyResultError(f"None of the {rows:,} rows of {text} has a hash in `{column}`.")
