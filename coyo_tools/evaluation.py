@@ -39,6 +39,7 @@ _HINT = (
     f"An evaluation set is a folder of pictures, a parquet file with a column {IMAGE_PHASH}, "
     "or a pool or subset that has it."
 )
+_PICTURES_HINT = "If pictures beside it are meant, name their folder."
 _MAGIC = b"PAR1"
 _DIGITS = 16
 _HEX_HASH = r"\A[0-9a-fA-F]{16}\z"
@@ -215,7 +216,12 @@ class _Numbers(Sequence[str]):
 
 
 def _read_pool(text: str) -> EvaluationSet:
-    source = open_source(text)
+    try:
+        source = open_source(text)
+    except ColumnError as error:
+        raise ColumnError(
+            error.what, f"One parquet file needs no `{ID}`: name that. {_PICTURES_HINT}"
+        ) from error
     column = _hash_column(text, source.schema)
     with open_session(source) as session, recipe_errors(source):
         rows = session.table("pool").select(ColumnExpression(column), ColumnExpression(ID))
@@ -265,7 +271,7 @@ def _hash_column(text: str, schema: pa.Schema) -> str:
         raise ColumnError(
             f"{text} has no column {' or '.join(_HASH_COLUMNS)}; it has "
             f"{', '.join(schema.names[:30])}.",
-            "If pictures beside it are meant, name their folder.",
+            _PICTURES_HINT,
         )
     kind = schema.field(by_name[wanted]).type
     if _plain_type(kind) is None:

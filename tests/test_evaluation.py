@@ -188,6 +188,12 @@ def test_what_holds_no_hashes_is_refused(
             read_evaluation(tmp_path / "pool")
 
 
+def test_a_folder_of_parquet_without_ids_is_told_what_to_name(tmp_path: Path) -> None:
+    write_table(tmp_path / "set" / "captions.parquet", phash=HASHES)
+    with pytest.raises(ColumnError, match=r"no column `id`(?s:.*)One parquet file needs no `id`"):
+        read_evaluation(tmp_path / "set")
+
+
 def test_malformed_hashes_are_counted_in_all_row_groups(tmp_path: Path) -> None:
     texts = [*HASHES, "bad", *HASHES, "worse"]
     pq.write_table(pa.table({"phash": texts}), tmp_path / "bare.parquet", row_group_size=3)

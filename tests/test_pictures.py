@@ -276,6 +276,25 @@ def test_a_picture_that_hangs_is_given_up_and_the_others_come_in_order(hanging: 
     assert all(isinstance(by_key[f"good {number}"], Picture) for number in range(12))
 
 
+def test_hashing_has_the_limits_of_decoding_and_keeps_the_order(hanging: Path) -> None:
+    items: list[tuple[int, bytes | Path | Refusal]] = [
+        (0, encoded(picture(0), "PNG")),
+        (1, hanging),
+        (2, Refusal("hidden file", "not looked at")),
+        (3, _png_header(50_000, 50_000)),
+        (4, encoded(picture(4), "PNG")),
+    ]
+    with PictureWorkers(SMALL, 1, seconds=2) as workers:
+        results = list(workers.hash(items))
+    assert [key for key, _ in results] == [0, 1, 2, 3, 4]
+    hashes = [result for _, result in results]
+    assert (hashes[0], hashes[4]) == ((phash(picture(0)),), (phash(picture(4)),))
+    assert hashes[1] == Refusal("too slow", "not decoded in 2 s")
+    assert hashes[2] == items[2][1]
+    assert isinstance(hashes[3], Refusal)
+    assert hashes[3].reason == "too many pixels"
+
+
 @needs_proc
 def test_a_picture_that_takes_its_worker_down_is_refused_and_the_next_one_comes(
     hanging: Path,
