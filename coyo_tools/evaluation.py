@@ -74,7 +74,7 @@ def read_evaluation(
     processes: int | None = None,
     on_progress: Progress = no_progress,
 ) -> EvaluationSet:
-    """Read an evaluation set's hashes; a row takes 17 bytes of memory.
+    """Read an evaluation set's hashes; a row takes 17 bytes, twice that for a moment.
 
     Args:
         path: a pool, subset, parquet file, folder of pictures, or one picture.
