@@ -11,7 +11,7 @@ import re
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import duckdb
@@ -246,18 +246,27 @@ def engine_message(error: duckdb.Error) -> str:
     return " ".join(text.split())
 
 
-def write_parts(relation: duckdb.DuckDBPyRelation, directory: Path) -> list[Path]:
+def write_parts(
+    relation: duckdb.DuckDBPyRelation,
+    directory: Path,
+    kept: Callable[[int, int], npt.NDArray[np.bool_]] | None = None,
+) -> list[Path]:
     """Write a relation as ``part-00000.parquet``, … into ``directory``, in its own order.
 
     The same rows give the same bytes, whatever the number of threads: DuckDB's own COPY lets the
     row groups depend on it, so it only streams the rows, and pyarrow writes them.
+
+    Args:
+        relation: the rows.
+        directory: where the parts go.
+        kept: says of the rows from one place up to another which are written; default all.
     """
     reader = relation.to_arrow_reader(ROW_GROUP_ROWS)
     columns = [field.name for field in reader.schema if _repeats(field.type)]
     parts: list[Path] = []
     writer: pq.ParquetWriter | None = None
     try:
-        for group in _groups(reader):
+        for group in _groups(reader if kept is None else _thinned(reader, kept)):
             if writer is None:
                 parts.append(directory / f"part-{len(parts):05d}.parquet")
                 sink = pa.OSFile(str(parts[-1]), "wb")
@@ -283,7 +292,16 @@ def write_parts(relation: duckdb.DuckDBPyRelation, directory: Path) -> list[Path
     return parts
 
 
-def _groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+def _thinned(
+    reader: pa.RecordBatchReader, kept: Callable[[int, int], npt.NDArray[np.bool_]]
+) -> Iterator[pa.RecordBatch]:
+    place = 0
+    for batch in reader:
+        yield batch.filter(pa.array(kept(place, place + batch.num_rows)))
+        place += batch.num_rows
+
+
+def _groups(reader: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Yield a stream's rows in tables of exactly ``ROW_GROUP_ROWS``, the last one shorter."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
@@ -359,6 +377,34 @@ def refuse_duplicate_ids(
 def count_rows(relation: duckdb.DuckDBPyRelation) -> int:
     """Count a relation's rows."""
     return int(relation.aggregate("count(*)").fetchall()[0][0])
+
+
+def memory_share(memory: str | None, share: float) -> tuple[str, int]:
+    """Part the memory between DuckDB and arrays of ours.
+
+    Args:
+        memory: all of it, as DuckDB writes it; default 80 % of the machine's.
+        share: DuckDB's part.
+
+    Returns:
+        DuckDB's limit, and the bytes that are left.
+
+    Raises:
+        OutputError: the memory can't be understood.
+    """
+    if memory is None:
+        total = int(0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    else:
+        written = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", memory, re.IGNORECASE)
+        if written is None:
+            raise OutputError(
+                f"--memory {memory!r} can't be understood.", "Write it like 2GB or 500MB."
+            )
+        number, unit, binary = written.groups()
+        power = " KMGT".index(unit.upper() or " ")
+        total = int(float(number) * (1024 if binary else 1000) ** power)
+    engine = int(total * share)
+    return f"{engine // 1000} KB", total - engine
 
 
 def available_cores() -> int:

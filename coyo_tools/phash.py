@@ -10,6 +10,11 @@ from PIL import Image
 
 PHASH_BITS = 64
 
+# How many bits an ordinary hash has set. The block is cut at its median, so that 32 are set unless
+# many coefficients are equal, as in a flat picture: solid colour has 1, black none. Between 24 and
+# 40 a few are equal, and the rest still says what the picture is like.
+ORDINARY_BITS = (24, 40)
+
 # The eight ways a picture can lie: as it is, then Pillow's seven flips and rotations. Rotations are
 # counter-clockwise; transpose and transverse are the flips about the two diagonals.
 TURNS = ("as_is", *(turn.name.lower() for turn in Image.Transpose))

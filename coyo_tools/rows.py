@@ -54,6 +54,16 @@ class KeptRows:
         self.count += len(places)
         self.rows = self._all
 
+    def complement(self) -> "KeptRows":
+        """Return the rows of the pool that are not kept."""
+        other = KeptRows(self._all)
+        other._bits = ~self._bits
+        if self._all % 8:
+            other._bits[-1] &= np.uint8(256 - (1 << (8 - self._all % 8)))
+        other.rows = self._all
+        other.count = self._all - self.count
+        return other
+
     def between(self, start: int, stop: int) -> Booleans:
         """Return the verdicts on the rows from ``start`` up to ``stop``."""
         bits = np.unpackbits(self._bits[start // 8 : -(-stop // 8)])

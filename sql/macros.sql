@@ -19,6 +19,14 @@ CREATE OR REPLACE TEMP MACRO nan_to_null(score) AS
 CREATE OR REPLACE TEMP MACRO is_nan(score) AS
     CASE WHEN score IS NOT NULL THEN nan_to_null(score) IS NULL END;
 
+-- A text without case, punctuation, digits and extra white space: its letters, in words. NULL when no
+-- letter is left, so that "12:30" and "50 %" are not the same text. Two replacements, because one of
+-- all that lies between words would be made at every single space.
+CREATE OR REPLACE TEMP MACRO normalized_text(given_text) AS
+    nullif(trim(regexp_replace(
+        regexp_replace(lower(nfc_normalize(given_text)), '[^\p{L}\p{M} ]+', ' ', 'g'),
+        '  +', ' ', 'g')), '');
+
 -- A pHash of 16 hexadecimal digits as 64 bits; NULL when it is something else.
 CREATE OR REPLACE TEMP MACRO phash_bits(image_phash) AS
     CASE WHEN regexp_full_match(image_phash, '[0-9a-fA-F]{16}')

@@ -1,0 +1,13 @@
+"""Deduplicate a pool: of rows that are the same picture, text or link, the best one stays."""
+
+from coyo_tools.dedupe.against import decontaminate_pool
+from coyo_tools.dedupe.removal import DecontaminateResult, DedupeResult, DuplicateGroup
+from coyo_tools.dedupe.stage import dedupe_pool
+
+__all__ = [
+    "DecontaminateResult",
+    "DedupeResult",
+    "DuplicateGroup",
+    "decontaminate_pool",
+    "dedupe_pool",
+]

@@ -1,0 +1,284 @@
+"""Equal and near pictures: rows whose hashes differ in few bits, found from the metadata alone.
+
+What is done once for each distinct hash is done in arrays: sorting, finding pairs, linking. What is
+done for each row is done in passes over the pool or over a file of its hashes. The keep policy is
+DuckDB's to sort, and only for rows that have company.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sqlglot import exp
+
+from coyo_tools.columns import ID, IMAGE_PHASH
+from coyo_tools.dedupe.keep import KeepPolicy
+from coyo_tools.dedupe.removal import LARGEST_GROUPS, MEMBERS_SHOWN, Removed
+from coyo_tools.engine import BATCH_ROWS, id_numbers
+from coyo_tools.hamming_search import Hashes
+from coyo_tools.linkage import Graph, Nodes, build_graph, distances, link_rows
+from coyo_tools.manifest import IdDigest
+from coyo_tools.neighbours import near_pairs
+from coyo_tools.phash import ORDINARY_BITS, PHASH_BITS
+from coyo_tools.progress import Progress
+from coyo_tools.row_hashes import Distinct, RowHashes, RowHashWriter, distinct_hashes
+from coyo_tools.rows import KeptRows
+from coyo_tools.source import Source
+
+_ROWS = 1 << 20
+_LEAST_SEARCH = 1 << 28  # bytes, however little is left beside the hashes
+
+
+@dataclass(frozen=True)
+class NearSettings:
+    """How near rows are found and linked; see ``dedupe_pool``."""
+
+    radius: int
+    components: bool
+    max_group: int | None
+    flat_near: bool
+
+
+class NearDuplicates:
+    """The rows of a pool that have company, and what became of them.
+
+    ``removed`` may be gone through once; the counts are true afterwards.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        node_of: Nodes,
+        ids: npt.NDArray[np.int64],
+        company: KeptRows,
+        keepers: Nodes,
+        settings: NearSettings,
+    ) -> None:
+        self._graph = graph
+        self._node_of = node_of
+        self._ids = ids
+        self._company = company
+        self._keepers = keepers
+        self._settings = settings
+        self._sizes = np.ones(len(graph.hashes), np.int64)
+        self.by_distance = np.zeros(PHASH_BITS + 1, np.int64)
+
+    def removed(self) -> Iterator[Removed]:
+        """Yield the rows that go, in the pool's order."""
+        for places, rows in self._rows():
+            keepers = self._keepers[self._node_of[rows]]
+            gone = keepers != rows
+            rows, keepers = rows[gone], keepers[gone]
+            bits = distances(self._graph, self._node_of, rows, keepers)
+            self.by_distance += np.bincount(bits, minlength=PHASH_BITS + 1)
+            np.add.at(self._sizes, self._node_of[keepers], 1)
+            yield Removed(
+                places[gone],
+                {ID: self._ids[rows], "duplicate_of": self._ids[keepers], "distance": bits},
+            )
+
+    def group_sizes(self) -> dict[int, int]:
+        """Return how many groups there are of each size above 1."""
+        sizes, counts = np.unique(self._sizes[self._sizes > 1], return_counts=True)
+        return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+
+    def chained(self) -> tuple[int, int]:
+        """Count the rows that are farther from their keeper than the radius; and the farthest."""
+        beyond = self.by_distance[self._settings.radius + 1 :]
+        farthest = np.flatnonzero(self.by_distance)
+        return int(beyond.sum()), int(farthest[-1]) if len(farthest) else 0
+
+    def largest(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
+        """Return the largest groups: the id that stays, the rows, ids and distances of some."""
+        groups = np.flatnonzero(self._sizes > 1)
+        if len(groups) == 0:
+            return []
+        kept = self._ids[self._keepers[groups]]
+        order = np.lexsort((kept, -self._sizes[groups]))[:LARGEST_GROUPS]
+        top = groups[order]
+        members: dict[int, list[tuple[int, int]]] = {int(node): [] for node in top}
+        wanted = np.zeros(len(self._sizes), np.bool_)
+        wanted[top] = True
+        for _, rows in self._rows():
+            keepers = self._keepers[self._node_of[rows]]
+            heads = self._node_of[keepers]
+            chosen = wanted[heads] & (keepers != rows)
+            bits = distances(self._graph, self._node_of, rows[chosen], keepers[chosen])
+            for head, row, distance in zip(heads[chosen], rows[chosen], bits, strict=True):
+                shown = members[int(head)]
+                if len(shown) < MEMBERS_SHOWN:
+                    shown.append((int(self._ids[row]), int(distance)))
+                elif all(len(one) >= MEMBERS_SHOWN for one in members.values()):
+                    break
+        return [
+            (int(self._ids[self._keepers[node]]), int(self._sizes[node]), members[int(node)])
+            for node in top
+        ]
+
+    def _rows(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Yield the places in the pool of the rows with company, and their numbers."""
+        first = 0
+        for start in range(0, self._company.rows, _ROWS):
+            inside = self._company.between(start, min(start + _ROWS, self._company.rows))
+            places = start + np.flatnonzero(inside)
+            yield places, np.arange(first, first + len(places))
+            first += len(places)
+
+
+@dataclass(frozen=True)
+class NearFound:
+    """What was found: who goes, and counts of rows and hashes."""
+
+    duplicates: NearDuplicates
+    without_hash: int
+    flat: int
+    distinct: int
+    pairs: int
+    split: int
+    ids_ascend: bool
+
+
+def find_near(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    policy: KeepPolicy,
+    settings: NearSettings,
+    scratch: Path,
+    *,
+    memory: int,
+    threads: int,
+    on_progress: Progress,
+) -> NearFound:
+    """Find the rows with equal or near hashes, and which of them stays.
+
+    Args:
+        session: over the pool.
+        pool: what it shows.
+        policy: which row stays.
+        settings: how.
+        scratch: a directory that the session may write to.
+        memory: bytes for arrays, beside the session's own memory.
+        threads: how many threads.
+        on_progress: told of the search for pairs.
+    """
+    hashes, flat, ascending = _read_hashes(session, pool, scratch)
+    count = hashes.valid.count
+    room = _array(count, scratch / "distinct.u64", memory)
+    distinct = distinct_hashes(hashes, room, threads)
+    bits_set = (0, PHASH_BITS) if settings.flat_near else ORDINARY_BITS
+    pairs = near_pairs(
+        distinct.hashes,
+        settings.radius,
+        scratch,
+        memory=max(_LEAST_SEARCH, memory - 9 * count),
+        threads=threads,
+        bits_set=bits_set,
+        on_progress=on_progress,
+    )
+    graph = build_graph(distinct, pairs)
+    node_of, company = _rows_with_company(hashes, distinct, graph, scratch, pool.rows, threads)
+    distinct_count = len(distinct.hashes)
+    del distinct, room
+    ids = _write_company(session, policy, company, scratch / "company.parquet")
+    keepers, split = link_rows(
+        graph,
+        node_of,
+        _best_first(session, policy, scratch / "company.parquet"),
+        components=settings.components,
+        max_group=settings.max_group,
+    )
+    return NearFound(
+        NearDuplicates(graph, node_of, ids, company, keepers, settings),
+        without_hash=pool.rows - count,
+        flat=flat,
+        distinct=distinct_count,
+        pairs=pairs.count,
+        split=split,
+        ids_ascend=ascending,
+    )
+
+
+def _read_hashes(
+    session: duckdb.DuckDBPyConnection, pool: Source, scratch: Path
+) -> tuple[RowHashes, int, bool]:
+    """Read all hashes into a file; count flat ones; say whether ids ascend."""
+    digest = IdDigest()
+    with RowHashWriter(scratch / "rows.u64", pool.rows) as writer:
+        relation = session.view("pool").select(ID, IMAGE_PHASH)
+        for batch in relation.to_arrow_reader(BATCH_ROWS):
+            digest.update(id_numbers(batch.column(0)))
+            writer.append(batch.column(1))
+        return writer.finished(), writer.flat, digest.ascending
+
+
+def _array(count: int, path: Path, memory: int) -> Hashes:
+    """Make room for hashes: in memory, or in a file where they would fill most of that."""
+    if 8 * count <= memory * 0.7 or count == 0:
+        return np.empty(count, np.uint64)
+    return np.memmap(path, np.uint64, "w+", shape=(count,))
+
+
+def _rows_with_company(
+    hashes: RowHashes,
+    distinct: Distinct,
+    graph: Graph,
+    scratch: Path,
+    pool_rows: int,
+    threads: int,
+) -> tuple[Nodes, KeptRows]:
+    """Return the node of each row that has company, in the pool's order, and which those are."""
+    company = KeptRows(pool_rows)
+    path = scratch / "nodes.u32"
+
+    def look_up(part: Hashes) -> npt.NDArray[np.int64]:
+        return graph.nodes(distinct.find(part))
+
+    with path.open("wb") as file, ThreadPoolExecutor(threads) as pool:
+        for block, valid in hashes.blocks():
+            nodes = np.concatenate(list(pool.map(look_up, np.array_split(block, threads))))
+            inside = valid & (nodes >= 0)
+            company.append(inside)
+            nodes[inside].astype(np.uint32).tofile(file)
+    node_of = np.fromfile(path, np.uint32)
+    path.unlink()
+    return node_of, company
+
+
+def _write_company(
+    session: duckdb.DuckDBPyConnection, policy: KeepPolicy, company: KeptRows, path: Path
+) -> npt.NDArray[np.int64]:
+    """Write what the keep policy needs of the rows with company; return their ids."""
+    ids = np.empty(company.count, np.int64)
+    select = exp.select(exp.column(ID), *policy.selected()).from_("pool")
+    place = 0
+    number = 0
+    reader = session.sql(select.sql(dialect="duckdb")).to_arrow_reader(BATCH_ROWS)
+    schema = pa.schema([pa.field("number", pa.uint32()), *reader.schema])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for batch in reader:
+            inside = company.between(place, place + batch.num_rows)
+            place += batch.num_rows
+            chosen = batch.filter(pa.array(inside))
+            count = chosen.num_rows
+            ids[number : number + count] = id_numbers(chosen.column(0))
+            numbers = pa.array(np.arange(number, number + count, dtype=np.uint32))
+            number += count
+            writer.write_batch(
+                pa.RecordBatch.from_arrays([numbers, *chosen.columns], schema=schema)
+            )
+    return ids
+
+
+def _best_first(
+    session: duckdb.DuckDBPyConnection, policy: KeepPolicy, path: Path
+) -> Iterator[npt.NDArray[np.uint32]]:
+    """Yield the numbers of the rows with company, best first."""
+    company = session.read_parquet(str(path.absolute()))
+    for batch in company.order(policy.order_by()).select("number").to_arrow_reader(BATCH_ROWS):
+        yield batch.column(0).to_numpy()

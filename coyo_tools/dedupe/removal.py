@@ -1,0 +1,193 @@
+"""What every way of removing rows shares: results, removed.parquet, the rows that stay, examples.
+
+A way of removing yields the rows that go in the pool's order, with their places. From that come
+removed.parquet, in which each of them stands with its reason, and the bits of those that stay.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coyo_tools.columns import ID, IMAGE_PHASH
+from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, write_parts
+from coyo_tools.progress import Progress
+from coyo_tools.rows import KeptRows, copy_rows, is_copyable
+from coyo_tools.source import Source
+
+REMOVED = "removed.parquet"
+LARGEST_GROUPS = 20
+MEMBERS_SHOWN = 6
+_TEXT_SHOWN = 300  # characters of a caption or url
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A row of a group: how far its hash is from that of the row that stays; text and url."""
+
+    id: int
+    distance: int
+    text: str | None
+    url: str | None
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """A row that stays, how many rows it stands for, itself included, and some of the others."""
+
+    kept: Member
+    rows: int
+    removed: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class DedupeResult:
+    """What a deduplication did.
+
+    ``without_key`` rows have nothing to be compared by and stay. ``group_sizes`` maps a size above
+    1 to its number of groups, ``by_distance`` a distance in bits to the number of rows removed at
+    it. ``flat`` rows have a hash that says little of the picture, and were compared as ``--flat``
+    says. ``chained`` rows are farther from the row that stays than the radius, the farthest by
+    ``farthest`` bits; ``split`` components were too large. ``pairs`` of hashes are near.
+    """
+
+    output: Path
+    rows_in: int
+    rows_out: int
+    without_key: int
+    group_sizes: dict[int, int]
+    by_distance: dict[int, int]
+    largest: tuple[DuplicateGroup, ...] = ()
+    distinct: int | None = None
+    pairs: int = 0
+    flat: int = 0
+    chained: int = 0
+    farthest: int = 0
+    split: int = 0
+
+
+@dataclass(frozen=True)
+class DecontaminateResult:
+    """What was removed because it is too near an evaluation picture.
+
+    ``found`` maps the name of an evaluation picture to the number of rows removed for it, the most
+    first.
+    """
+
+    output: Path
+    rows_in: int
+    rows_out: int
+    without_key: int
+    evaluation_pictures: int
+    evaluation_without_hash: int
+    refused: tuple[tuple[str, str], ...]
+    by_distance: dict[int, int]
+    by_turn: dict[str, int]
+    found: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Some rows that go, in the pool's order: their places in it, and columns by name."""
+
+    places: npt.NDArray[np.int64]
+    columns: dict[str, Any]
+
+
+def write_removed(
+    batches: Iterable[Removed], schema: pa.Schema, pool_rows: int, path: Path
+) -> KeptRows:
+    """Write removed.parquet; return the rows of the pool that are left."""
+    gone = KeptRows(pool_rows)
+    with pq.ParquetWriter(path, schema, compression="zstd", compression_level=ZSTD_LEVEL) as writer:
+        for batch in _regrouped(batches, schema, gone):
+            writer.write_table(batch, row_group_size=ROW_GROUP_ROWS)
+    return gone.complement()
+
+
+def _regrouped(batches: Iterable[Removed], schema: pa.Schema, gone: KeptRows) -> Iterator[pa.Table]:
+    """Yield tables of one size, so that the same rows give the same bytes."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for batch in batches:
+        gone.keep(batch.places)
+        waiting.append(pa.table(batch.columns, schema=schema))
+        rows += len(batch.places)
+        while rows >= ROW_GROUP_ROWS:
+            table = pa.concat_tables(waiting)
+            yield table.slice(0, ROW_GROUP_ROWS).combine_chunks()
+            waiting = [table.slice(ROW_GROUP_ROWS)]
+            rows -= ROW_GROUP_ROWS
+    if rows:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def write_kept(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    kept: KeptRows,
+    directory: Path,
+    on_progress: Progress,
+) -> list[Path]:
+    """Write the rows that stay: copied by place where they can be, else streamed by DuckDB."""
+    if is_copyable(pool):
+        files = [Path(file) for file in pool.files]
+        return copy_rows(files, pool.file_rows, kept, directory, on_progress)
+    return write_parts(session.view("pool"), directory, kept.between)
+
+
+def file_starts(pool: Source) -> npt.NDArray[np.int64]:
+    """Return the place in the pool of each file's first row."""
+    return np.array([0, *accumulate(pool.file_rows)][: len(pool.file_rows)], np.int64)
+
+
+def describe_groups(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    groups: Sequence[tuple[int, int, Sequence[tuple[int, int]]]],
+) -> tuple[DuplicateGroup, ...]:
+    """Look up the texts and urls of some groups.
+
+    Args:
+        session: over the pool.
+        pool: what it shows.
+        groups: of each the id that stays, the rows, and ids and distances of some that go.
+    """
+    wanted = [kept for kept, _, _ in groups]
+    wanted += [id_ for _, _, members in groups for id_, _ in members]
+    if not wanted:
+        return ()
+    names = [name for name in ("text", "url") if name in pool.columns]
+    rows = session.view("pool").filter(
+        duckdb.ColumnExpression(ID).isin(*[duckdb.ConstantExpression(id_) for id_ in wanted])
+    )
+    shown: dict[int, dict[str, str | None]] = {
+        row[0]: {
+            name: None if value is None else str(value)[:_TEXT_SHOWN]
+            for name, value in zip(names, row[1:], strict=True)
+        }
+        for row in rows.select(ID, *names).fetchall()
+    }
+
+    def member(id_: int, distance: int) -> Member:
+        known = shown[id_]
+        return Member(id_, distance, known.get("text"), known.get("url"))
+
+    return tuple(
+        DuplicateGroup(member(kept, 0), rows, tuple(member(*one) for one in members))
+        for kept, rows, members in groups
+    )
+
+
+def same_picture(by: tuple[str, ...]) -> bool:
+    """Say whether rows are compared by their hash, and by nothing else."""
+    return by == (IMAGE_PHASH,)
