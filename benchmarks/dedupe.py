@@ -2,7 +2,7 @@
 
     python benchmarks/dedupe.py --work /tmp/dedupe                # 10 M rows; makes its pools there
     python benchmarks/dedupe.py --work /tmp/dedupe --large        # and 100 M, and the whole of COYO
-    python benchmarks/dedupe.py --work /tmp/dedupe --only pairs peers --peers /tmp/peers/bin/python
+    python benchmarks/dedupe.py --work /tmp/dedupe --only peers --peers /tmp/peers/bin/python
     python benchmarks/dedupe.py --work /tmp/try --size 100_000 --large    # everything 1 % as large
 
 What is measured, and how:
@@ -16,7 +16,8 @@ What is measured, and how:
 - ``road``: the command ``coyo dedupe --radius 2`` on a pool of hashes whose rows repeat, and on
   one where a clump has 5 % of the rows; in turns, from the start of the process to its end.
 - ``peers``: other programs at sizes they can finish, on the same hashes, each in a process of its
-  own (near_peers.py), starting and compiling left out. Numbers of pairs must agree.
+  own (near_peers.py), starting and compiling left out. Numbers of pairs must agree. What is not
+  installed is left out and told; ``--peers`` names the Python of an environment that has them.
 - ``larger`` (``--large``): ten times as many hashes at 8 GB, against the first size, both as peers
   are run.
 - ``whole`` (``--large``): ``road`` with COYO's 579,679,137 distinct hashes in 746,972,269 rows at
@@ -34,10 +35,8 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,17 +50,23 @@ from filter import hand_written, in_turns, show
 from make_hashes import clump_size, make_hashes, save_npy, write_pool
 from make_pool import make_pool
 from near_peers import INSTALL, MISSING, Hashes
+from processes import GB, Process, measured
 
 from coyo_tools.dedupe import dedupe_pool
 from coyo_tools.manifest import read_manifest
 from coyo_tools.neighbours import near_pairs
 
-GB = 1_000_000_000
 SIZE = 10_000_000
 COYO_DISTINCT, COYO_ROWS = 579_679_137, 746_972_269  # the dataset card's
 SCORE = "clip_similarity_vitl14"
-# The most hashes each peer gets: imagededup and the tree compare about all with all.
-PEERS = (("faiss", 1_000_000, (2, 4)), ("bktree", 100_000, (2,)), ("imagededup", 20_000, (2,)))
+# How many hashes each peer gets, and which radii: imagededup and the tree compare about all
+# with all.
+PEERS = (
+    ("faiss", 10_000_000, (2,)),
+    ("faiss", 1_000_000, (2, 4)),
+    ("bktree", 100_000, (2,)),
+    ("imagededup", 20_000, (2,)),
+)
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*PARTS, *LARGE], metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=SIZE, help="hashes; the rest in proportion")
-    parser.add_argument("--memory", type=float, default=8, help="GB, for pairs in this process")
+    parser.add_argument("--memory", type=int, default=8, help="GB, for pairs and road")
     parser.add_argument("--peers", default=sys.executable, help="a Python that has the peers")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
-    memory = int(chosen.memory * GB)
-    bench = Bench(chosen.work.absolute(), chosen.size, chosen.rounds, memory, chosen.peers)
+    # Processes run elsewhere; resolving links would lead out of a virtual environment.
+    peers = str(Path(chosen.peers).absolute()) if os.sep in chosen.peers else chosen.peers
+    bench = Bench(chosen.work.absolute(), chosen.size, chosen.rounds, chosen.memory * GB, peers)
     print(f"{_machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
           f"duckdb {duckdb.__version__}, numba {numba.__version__}\n", flush=True)  # fmt: skip
     for name in chosen.only or [*PARTS, *(LARGE if chosen.large else ())]:
@@ -205,7 +211,7 @@ def exact(bench: Bench) -> None:
         for name, work in peers.items():
             work()
             found = _outcome([scratch / "hand.parquet"], scratch / "gone.parquet")
-            assert found == wanted, name
+            assert found == wanted, f"{name}: other survivors, another order or others' places"
         times = in_turns({"coyo dedupe, manifest included": ours} | peers, bench.rounds)
     fastest = min(peers, key=lambda name: times[name])
     show(f"exact, {bench.size:,} whole rows written, against the fastest", times, fastest)
@@ -277,36 +283,42 @@ def _our_pairs(bench: Bench, hashes: Hashes, radius: int) -> int:
 def peers(bench: Bench) -> None:
     """Find near pairs with other programs."""
     print("### near pairs with other programs\n")
-    print("| | hashes | radius | pairs | seconds | coyo | ratio |\n|---|---|---|---|---|---|---|")
-    missing = []
-    for way, most, radii in PEERS:
-        rows = bench.scaled(most)
-        for radius in radii:
-            theirs = _near_process(bench, bench.peers, way, rows, radius)
-            if theirs is None:
-                missing.append(way)
-                break
-            own = _near_process(bench, sys.executable, "coyo", rows, radius)
-            assert own is not None
-            assert own.pairs == theirs.pairs, (way, own, theirs)
-            print(
-                f"| {way} | {rows:,} | {radius} | {own.pairs:,} | {theirs.seconds:.3f} "
-                f"| {own.seconds:.3f} | {theirs.seconds / own.seconds:.0f} x |",
-                flush=True,
-            )
+    print("| | hashes | radius | pairs | seconds | coyo, seconds | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    missing: set[str] = set()
+    for way, rows, radius in _peer_runs(bench):
+        theirs = _near_process(bench, bench.peers, way, rows, radius)
+        if theirs is None:
+            missing.add(way)
+            continue
+        own = _near_process(bench, sys.executable, "coyo", rows, radius)
+        assert own is not None
+        assert own.pairs == theirs.pairs, (way, own, theirs)
+        print(
+            f"| {way} {theirs.version} | {rows:,} | {radius} | {own.pairs:,} "
+            f"| {theirs.seconds:.3f} | {own.seconds:.3f} | {theirs.seconds / own.seconds:.1f} |",
+            flush=True,
+        )
     print()
-    for way in missing:
-        print(f"{way} is not installed for {bench.peers}: {INSTALL[way]}")
-    print(flush=True)
+    for way in sorted(missing):
+        print(f"{way} is not installed for {bench.peers}: {INSTALL[way]}\n", flush=True)
+
+
+def _peer_runs(bench: Bench) -> Iterator[tuple[str, int, int]]:
+    """Yield peer, number of hashes and radius."""
+    for way, rows, radii in PEERS:
+        for radius in radii:
+            yield way, bench.scaled(rows), radius
 
 
 @dataclass(frozen=True)
 class Found:
     """What a process of near_peers.py found, in how long, with how much memory."""
 
+    version: str
     pairs: int
     seconds: float
-    process: "Process"
+    process: Process
 
 
 def _near_process(
@@ -323,7 +335,7 @@ def _near_process(
         return None
     process.check()
     told = json.loads(process.told.splitlines()[-1])
-    return Found(told["pairs"], told["seconds"], process)
+    return Found(told["version"], told["pairs"], told["seconds"], process)
 
 
 def larger(bench: Bench) -> None:
@@ -378,7 +390,7 @@ def _roads(bench: Bench, distinct: int, rows: int, memory: int, rounds: int) -> 
     print()
 
 
-def _command(bench: Bench, pool: Path, memory: int) -> "tuple[int, int, Process]":
+def _command(bench: Bench, pool: Path, memory: int) -> tuple[int, int, Process]:
     """Run the command; return rows in, rows out, and what the process took."""
     with bench.scratch() as scratch:
         out = scratch / "out"
@@ -392,82 +404,6 @@ def _command(bench: Bench, pool: Path, memory: int) -> "tuple[int, int, Process]
         removed = pq.read_metadata(out / "removed.parquet").num_rows
         assert manifest.rows_in == manifest.rows_out + removed
         return manifest.rows_in, manifest.rows_out, process
-
-
-# Through a process of its own: a child's peak begins with what its parent holds.
-_PEAK = """
-import resource, subprocess, sys
-child = subprocess.Popen(sys.argv[3:], stdout=open(sys.argv[1], "w"), stderr=open(sys.argv[2], "w"))
-print(child.pid, flush=True)
-print(child.wait(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process that ended: what it said, its seconds, the most bytes it held and spilled."""
-
-    code: int
-    told: str
-    complaint: str
-    seconds: float
-    rss: int
-    anonymous: int
-    spill: int
-
-    def check(self) -> None:
-        """Raise if it failed."""
-        if self.code:
-            raise RuntimeError(f"a command ended with {self.code}:\n{self.complaint}")
-
-    def memory(self) -> str:
-        """Write the three as cells of a table."""
-        return " | ".join(f"{b / GB:.2f} GB" for b in (self.rss, self.anonymous, self.spill))
-
-
-def measured(command: list[object], place: Path) -> Process:
-    """Run a command in a directory; watch its memory and what lies in the directory."""
-    with tempfile.TemporaryDirectory() as aside:
-        told, complaint = Path(aside, "out"), Path(aside, "err")
-        start = time.perf_counter()
-        with subprocess.Popen(
-            [sys.executable, "-c", _PEAK, *map(str, [told, complaint, *command])],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=place,
-        ) as middle:
-            assert middle.stdout is not None
-            pid = int(middle.stdout.readline())
-            anonymous = spill = 0
-            while middle.poll() is None:
-                anonymous = max(anonymous, _anonymous(pid))
-                spill = max(spill, _bytes_in(place))
-                time.sleep(0.1)
-            seconds = time.perf_counter() - start
-            code, peak = map(int, middle.stdout.read().split())
-        rss = peak * (1 if sys.platform == "darwin" else 1024)
-        return Process(
-            code, told.read_text(), complaint.read_text(), seconds, rss, anonymous, spill
-        )
-
-
-def _anonymous(pid: int) -> int:
-    """Return a process's anonymous memory in bytes; 0 where /proc has none or it ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _bytes_in(directory: Path) -> int:
-    """Return what files of a directory take on the disk, holes left out."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(folder, name).lstat().st_blocks * 512
-    return total
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

@@ -31,7 +31,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numba import njit
+from hash_kernels import (
+    fill_digits,
+    fill_flips,
+    fill_ordinary,
+    fill_planted,
+    fill_rows,
+    fill_shuffled,
+    fill_swaps,
+    ordinary,
+    unique,
+)
 
 from coyo_tools.columns import ID, IMAGE_PHASH
 
@@ -44,203 +54,9 @@ _AT_ONCE = 1 << 20
 _FLAT = 1 / 2000
 _PLANTED = ((1, 1 / 10), (2, 1 / 50), (3, 1 / 50))  # swaps, their share of the distinct hashes
 _FULL = 0.75  # of a shell, before the next one begins
-_ONCE = 0.7  # of the rows that repeat a hash, those that repeat one no other of them does
-_TOP = np.uint64(1 << 63)
 
 Hashes = npt.NDArray[np.uint64]
 Fill = Callable[[Hashes, int], None]
-
-_kernel = functools.partial(njit, nogil=True, cache=True)
-
-
-@_kernel(inline="always")
-def _mixed(x):  # splitmix64's finalizer: Steele, Lea, Flood 2014
-    x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@_kernel(inline="always")
-def _popcount(x):
-    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
-
-
-@_kernel(inline="always")
-def _below(number, limit):
-    """Map 64 random bits to a number below a limit of at most 2**32."""
-    return ((number >> np.uint64(32)) * np.uint64(limit)) >> np.uint64(32)
-
-
-@_kernel
-def permuted(number, size, key):
-    """Return where a keyed permutation of the numbers below ``size`` takes one of them.
-
-    Four Feistel rounds on an even number of bits; what falls outside walks on until inside.
-    """
-    half = np.uint64(1)
-    while np.uint64(1) << (half + half) < np.uint64(size):
-        half += np.uint64(1)
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    number = np.uint64(number)
-    while True:
-        left, right = number >> half, number & mask
-        for round_number in range(4):
-            mixed = _mixed(
-                right ^ (np.uint64(key) << np.uint64(34)) ^ np.uint64(round_number << 32)
-            )
-            left, right = right, left ^ (mixed & mask)
-        number = (left << half) | right
-        if number < np.uint64(size):
-            return number
-
-
-@_kernel
-def ordinary(number, seed):
-    """Return a random hash of popcount 32 with the top bit set."""
-    draw = _mixed(_mixed(np.uint64(seed)) + np.uint64(number))
-    while True:
-        draw = _mixed(draw)
-        hash_ = draw | _TOP
-        if _popcount(hash_) == np.uint64(32):
-            return hash_
-
-
-@_kernel
-def _nth_bit(hash_, place):
-    """Return the set bit of a hash that ``place`` lower ones lie below."""
-    for _ in range(place):
-        hash_ &= hash_ - np.uint64(1)
-    return hash_ & (~hash_ + np.uint64(1))
-
-
-@_kernel
-def swapped(hash_, swaps, draw):
-    """Return a hash at distance ``2 * swaps``: bits set below the top one change places."""
-    ones, zeros = hash_ ^ _TOP, ~hash_
-    for swap in range(swaps):
-        draw = _mixed(draw)
-        bit = _nth_bit(ones, _below(draw, 31 - swap))
-        draw = _mixed(draw)
-        other = _nth_bit(zeros, _below(draw, 32 - swap))
-        ones ^= bit
-        zeros ^= other
-        hash_ ^= bit | other
-    return hash_
-
-
-@_kernel
-def _combination(rank, bits, size, binomials):
-    """Return the ``size`` of the lowest ``bits`` bits that stand at a rank, as a mask."""
-    mask = np.uint64(0)
-    for bit in range(bits - 1, -1, -1):
-        if size == 0:
-            break
-        without = binomials[bit, size]
-        if rank >= without:
-            rank -= without
-            size -= 1
-            mask |= np.uint64(1) << np.uint64(bit)
-    return mask
-
-
-@_kernel
-def _spread(mask, places):
-    """Return those set bits of ``places`` whose numbers, from the lowest, are bits of ``mask``."""
-    out = np.uint64(0)
-    while places:
-        low = places & (~places + np.uint64(1))
-        if mask & np.uint64(1):
-            out |= low
-        mask >>= np.uint64(1)
-        places ^= low
-    return out
-
-
-@_kernel
-def _fill_ordinary(out, start, seed):
-    for place in range(len(out)):
-        out[place] = ordinary(start + place, seed)
-
-
-@_kernel
-def _fill_planted(out, start, seed, swaps, bases):
-    for place in range(len(out)):
-        draw = _mixed(_mixed(np.uint64(seed + swaps)) ^ np.uint64(start + place))
-        base = permuted((start + place) % bases, bases, seed + swaps)
-        out[place] = swapped(ordinary(base, seed), swaps, draw)
-
-
-@_kernel
-def _fill_flips(out, start, seed, flips, binomials):
-    size = binomials[64, flips]
-    for place in range(len(out)):
-        rank = permuted(start + place, size, seed + flips)
-        out[place] = _TOP ^ _combination(rank, 64, flips, binomials)
-
-
-@_kernel
-def _fill_swaps(out, start, seed, swaps, binomials, centre):
-    away, size = binomials[31, swaps], binomials[31, swaps] * binomials[32, swaps]
-    for place in range(len(out)):
-        rank = permuted(start + place, size, seed + swaps)
-        ones = _combination(rank % away, 31, swaps, binomials)
-        zeros = _combination(rank // away, 32, swaps, binomials)
-        out[place] = centre ^ _spread(ones, centre ^ _TOP) ^ _spread(zeros, ~centre)
-
-
-@_kernel
-def _unique(hashes):
-    """Move the distinct values of a sorted array to its beginning; return how many."""
-    count = min(1, len(hashes))
-    for place in range(1, len(hashes)):
-        if hashes[place] != hashes[count - 1]:
-            hashes[count] = hashes[place]
-            count += 1
-    return count
-
-
-@_kernel
-def _fill_rows(out, scores, start, seed, hashes, rows, clump_repeats, centre):
-    distinct = len(hashes)
-    for place in range(len(out)):
-        number = permuted(start + place, rows, seed + 1)
-        draw = _mixed(_mixed(np.uint64(seed + 2)) ^ np.uint64(start + place))
-        # The bits of a draw are as good as normal: 64 coins, and a uniform step between.
-        step = np.float64(_mixed(draw) >> np.uint64(11)) / 9007199254740992.0 - 0.5
-        scores[place] = 0.255 + 0.05 * (np.float64(_popcount(draw)) - 32.0 + step) / 4.0
-        if number < np.uint64(distinct):
-            out[place] = hashes[number]
-            continue
-        number -= np.uint64(distinct)
-        if number < np.uint64(clump_repeats):
-            out[place] = centre
-            continue
-        number -= np.uint64(clump_repeats)
-        draw = _mixed(draw + np.uint64(1))
-        share = np.float64(draw >> np.uint64(11)) / 9007199254740992.0
-        if share < _ONCE:
-            out[place] = hashes[permuted(number % np.uint64(distinct), distinct, seed + 3)]
-        else:
-            popular = np.uint64(distinct * ((share - _ONCE) / (1 - _ONCE)) ** 3)
-            out[place] = hashes[permuted(min(popular, np.uint64(distinct - 1)), distinct, seed + 4)]
-
-
-@_kernel
-def _fill_digits(out, hashes):
-    for place in range(len(hashes)):
-        for digit in range(16):
-            nibble = (hashes[place] >> np.uint64(60 - 4 * digit)) & np.uint64(15)
-            out[16 * place + digit] = nibble + (np.uint64(48) if nibble < 10 else np.uint64(87))
-
-
-@_kernel
-def _fill_shuffled(out, start, seed, hashes):
-    for place in range(len(out)):
-        out[place] = hashes[permuted(start + place, len(hashes), seed + 5)]
 
 
 def make_hashes(distinct: int, *, clump: int = 0, seed: int = 0) -> Hashes:
@@ -261,10 +77,10 @@ def make_hashes(distinct: int, *, clump: int = 0, seed: int = 0) -> Hashes:
     if bases < 1:
         raise ValueError(f"a clump of {clump:,} leaves nothing else of {distinct:,} hashes")
     fills += [
-        (count, functools.partial(_fill_planted, seed=seed, swaps=swaps, bases=bases))
+        (count, functools.partial(fill_planted, seed=seed, swaps=swaps, bases=bases))
         for swaps, count in planted
     ]
-    fills.append((bases, functools.partial(_fill_ordinary, seed=seed)))
+    fills.append((bases, functools.partial(fill_ordinary, seed=seed)))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         offset = 0
         tasks = []
@@ -278,12 +94,12 @@ def make_hashes(distinct: int, *, clump: int = 0, seed: int = 0) -> Hashes:
         hashes.partition(distinct // 2)
         halves = [hashes[: distinct // 2], hashes[distinct // 2 :]]
         list(pool.map(lambda half: half.sort(), halves))
-    found = _unique(hashes)
+    found = unique(hashes)
     fresh = np.empty(0, np.uint64)
     drawn = bases
     while len(fresh) < distinct - found:
         more = np.empty(2 * (distinct - found), np.uint64)
-        _fill_ordinary(more, drawn, seed)
+        fill_ordinary(more, drawn, seed)
         drawn += len(more)
         fresh = np.unique(np.concatenate([fresh, _absent(more, hashes[:found])]))
     hashes[found:] = fresh[: distinct - found]
@@ -358,7 +174,7 @@ def save_npy(path: Path, hashes: Hashes, seed: int = 0) -> None:
     out = np.lib.format.open_memmap(path, "w+", np.uint64, (len(hashes),))
 
     def fill(at: int) -> None:
-        _fill_shuffled(out[at : at + _AT_ONCE], at, seed << 8, hashes)
+        fill_shuffled(out[at : at + _AT_ONCE], at, seed << 8, hashes)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(fill, _steps(len(hashes))))
@@ -369,9 +185,9 @@ def _row_group(
     hashes: Hashes, rows: int, repeats: int, seed: int, start: int, count: int, first_id: int
 ) -> pa.Table:
     own, scores = np.empty(count, np.uint64), np.empty(count, np.float32)
-    _fill_rows(own, scores, start, seed << 8, hashes, rows, repeats, centre_of(seed))
+    fill_rows(own, scores, start, seed << 8, hashes, rows, repeats, centre_of(seed))
     digits = np.empty(16 * count, np.uint8)
-    _fill_digits(digits, own)
+    fill_digits(digits, own)
     width = pa.py_buffer(np.arange(0, 16 * count + 16, 16, dtype=np.int32))
     text = pa.Array.from_buffers(pa.string(), count, [None, width, pa.py_buffer(digits)])
     # A score in a thousand is NULL and one in ten thousand NaN, as in make_pool.py.
@@ -405,7 +221,7 @@ def _shells(count: int, sizes: list[int]) -> list[int]:
 def _flat_fills(count: int, seed: int, binomials: npt.NDArray[np.uint64]) -> list[tuple[int, Fill]]:
     sizes = [math.comb(64, flips) for flips in range(8)]
     return [
-        (taken, functools.partial(_fill_flips, seed=seed, flips=flips, binomials=binomials))
+        (taken, functools.partial(fill_flips, seed=seed, flips=flips, binomials=binomials))
         for flips, taken in enumerate(_shells(count, sizes))
     ]
 
@@ -419,7 +235,7 @@ def _clump_fills(
         (
             taken,
             functools.partial(
-                _fill_swaps, seed=seed, swaps=swaps, binomials=binomials, centre=centre
+                fill_swaps, seed=seed, swaps=swaps, binomials=binomials, centre=centre
             ),
         )
         for swaps, taken in enumerate(_shells(count, sizes))

@@ -9,6 +9,7 @@ so that a peer can live in an environment of its own.
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -28,6 +29,9 @@ INSTALL = {
     "matplotlib tqdm pillow",
     "bktree": "pip install pybktree",
 }
+PACKAGES = {
+    "coyo": "coyo-tools", "faiss": "faiss-cpu", "imagededup": "imagededup", "bktree": "pybktree",
+}  # fmt: skip
 Hashes = npt.NDArray[np.uint64]
 
 
@@ -110,7 +114,8 @@ def main() -> None:
             raise
         print(f"{error}; {INSTALL[chosen.way]}", file=sys.stderr)
         sys.exit(MISSING)
-    print(json.dumps({"seconds": seconds, "pairs": pairs}))
+    version = importlib.metadata.version(PACKAGES[chosen.way])
+    print(json.dumps({"version": version, "seconds": seconds, "pairs": pairs}))
 
 
 if __name__ == "__main__":
