@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coyo_tools import __version__
-from coyo_tools.cli import balance, curate, filtering, look, models, pictures, pools, roads
+from coyo_tools.cli import balance, curate, dedupe, filtering, look, models, pictures, pools, roads
 from coyo_tools.errors import CoyoError, OutputError
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ def _options(
     """Options that come before the command."""
 
 
-for _group in (pools, filtering, balance, curate, look, pictures, models, roads):
+for _group in (pools, filtering, dedupe, balance, curate, look, pictures, models, roads):
     _group.register(app)
 
 

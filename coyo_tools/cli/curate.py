@@ -1,4 +1,4 @@
-"""Commands on metadata: dedupe, info, recipes."""
+"""Commands on metadata: info, recipes."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -9,59 +9,12 @@ from coyo_tools.cli.output import (
     SOURCE_HELP,
     Json,
     Memory,
-    Output,
-    Overwrite,
     Threads,
     examples,
     print_json,
     print_table,
     say,
 )
-
-
-def dedupe_command(
-    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
-    output: Output,
-    by: Annotated[
-        str, typer.Option(help="Columns, comma-separated; rows that agree in all are duplicates.")
-    ] = "image_phash",
-    keep: Annotated[
-        str, typer.Option(help="ORDER BY terms; the first row stays. Ties end by id.")
-    ] = "id",
-    overwrite: Overwrite = False,
-    memory: Memory = None,
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Keep the best row of every group of exact duplicates.
-
-    What was removed, and in favour of which row, stands in removed.parquet.
-    """
-    from coyo_tools.dedupe import dedupe_pool
-
-    result = dedupe_pool(
-        source,
-        output,
-        by=tuple(name.strip() for name in by.split(",") if name.strip()),
-        keep=keep,
-        overwrite=overwrite,
-        memory=memory,
-        threads=threads,
-    )
-    if as_json:
-        print_json(asdict(result))
-        return
-    print_table(
-        ["rows in a group", "groups", "rows removed"],
-        [[size, groups, (size - 1) * groups] for size, groups in result.group_sizes.items()],
-    )
-    if result.without_key:
-        say(f"note: {result.without_key:,} rows have no {by}; they are kept.")
-    removed = result.rows_in - result.rows_out
-    say(
-        f"{result.rows_in:,} rows in, {removed:,} duplicates removed, "
-        f"{result.rows_out:,} out -> {output}"
-    )
 
 
 def info_command(
@@ -140,13 +93,6 @@ def recipes_show_command(
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command(
-        "dedupe",
-        epilog=examples(
-            'coyo dedupe clean -o unique --by image_phash --keep "clip_similarity_vitl14 DESC"',
-            "coyo dedupe clean -o unique-pairs --by url,text",
-        ),
-    )(dedupe_command)
     app.command("info", epilog=examples("coyo info coyo/", "coyo info clean --scan --json"))(
         info_command
     )
