@@ -5,17 +5,15 @@ which are hashed here. A picture can also be hashed in the seven other ways it c
 moves all bits of its hash. What is compared with them, and at which distance, is another's affair.
 """
 
-import binascii
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from duckdb import ColumnExpression
 
@@ -29,6 +27,7 @@ from coyo_tools.phash import PHASH_BITS
 from coyo_tools.pictures import Refusal
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.remote import is_remote
+from coyo_tools.row_hashes import holds_hashes, parse_hashes
 from coyo_tools.source import open_source
 
 EVALUATION_ROLE = "evaluation"
@@ -41,8 +40,6 @@ _HINT = (
 )
 _PICTURES_HINT = "If pictures beside it are meant, name their folder."
 _MAGIC = b"PAR1"
-_DIGITS = 16
-_HEX_HASH = r"\A[0-9a-fA-F]{16}\z"
 _GLOB_SIGNS = frozenset("*?[")
 
 
@@ -274,7 +271,7 @@ def _hash_column(text: str, schema: pa.Schema) -> str:
             _PICTURES_HINT,
         )
     kind = schema.field(by_name[wanted]).type
-    if _plain_type(kind) is None:
+    if not holds_hashes(kind):
         raise ColumnError(
             f"Column `{by_name[wanted]}` of {text} is {kind}, not a text of 16 hex digits or a "
             f"{PHASH_BITS}-bit integer."
@@ -291,13 +288,14 @@ def _collect(
     hashes: list[npt.NDArray[np.uint64]] = [np.empty(0, np.uint64)]
     ids: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     for found, *given in batches:
-        plain = found.cast(_plain_type(found.type))
         numbers = id_numbers(given[0]) if given else np.arange(rows, rows + len(found))
-        ids.append(numbers[plain.is_valid().to_numpy(zero_copy_only=False)])
-        read = _read_hashes(plain.drop_null())
-        hashes.append(read.bits)
-        malformed += read.malformed
-        example = example or read.example
+        bits, read = parse_hashes(found)
+        ids.append(numbers[read])
+        hashes.append(bits[read])
+        odd = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False) & ~read)
+        malformed += len(odd)
+        if len(odd) and not example:
+            example = str(found[int(odd[0])].as_py())[:40]
         rows += len(found)
     if malformed:
         raise ColumnError(
@@ -307,52 +305,15 @@ def _collect(
         )
     if rows == 0:
         raise EmptyResultError(f"{text} has columns but no rows.")
-    bits = np.concatenate(hashes)
-    if len(bits) == 0:
+    every = np.concatenate(hashes)
+    if len(every) == 0:
         raise EmptyResultError(f"None of the {rows:,} rows of {text} has a hash in `{column}`.")
     return EvaluationSet(
         path=text,
-        hashes=bits,
+        hashes=every,
         names=_Numbers(np.concatenate(ids)),
-        turns=np.zeros(len(bits), np.uint8),
+        turns=np.zeros(len(every), np.uint8),
         pictures=rows,
-        without_hash=rows - len(bits),
+        without_hash=rows - len(every),
         input=Input(EVALUATION_ROLE, text, fingerprint),
     )
-
-
-class _Hashes(NamedTuple):
-    """A batch's hashes, shape (n,); or how many are malformed, and one of those."""
-
-    bits: npt.NDArray[np.uint64]
-    malformed: int = 0
-    example: str = ""
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType | None:
-    """Return the type that a column of hashes is read as, ``None`` if it can't hold any."""
-    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
-    texts = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_null,
-    )
-    if any(test(inner) for test in texts):
-        return pa.large_string()
-    return inner if inner in (pa.int64(), pa.uint64()) else None
-
-
-def _read_hashes(given: pa.Array) -> _Hashes:
-    """Read hashes of one of the types of ``_plain_type``, none of them NULL."""
-    if pa.types.is_integer(given.type):
-        # The bits as they are: with a sign, a hash whose first bit is set is a negative number.
-        return _Hashes(given.to_numpy(zero_copy_only=False).view(np.uint64))
-    good = pc.match_substring_regex(given, _HEX_HASH)
-    malformed = given.filter(pc.invert(good))
-    if len(malformed):
-        return _Hashes(np.empty(0, np.uint64), len(malformed), malformed[0].as_py()[:40])
-    digits = given.cast(pa.large_binary()).cast(pa.binary(_DIGITS))
-    start, end = digits.offset * _DIGITS, (digits.offset + len(digits)) * _DIGITS
-    raw = memoryview(digits.buffers()[1])[start:end] if len(digits) else b""
-    return _Hashes(np.frombuffer(binascii.unhexlify(raw), ">u8").astype(np.uint64))

@@ -30,6 +30,7 @@ _MAX_CUTS = (
 )  # blocks of all cuts on the way down: each cut has 32 at most, and settles two bits
 _MAX_SKIPPED = 32 * MAX_RADIUS
 _COMPARED_BITS = 10  # so few free bits allow 1,024 hashes at most: each is compared with each
+_SAMPLED = 128  # pairs looked at to see whether a part is dense
 
 # Where the search stands on one level; `at` and `count` say which hashes of `pool` it parts.
 _LEVEL = np.dtype(
@@ -38,7 +39,9 @@ _LEVEL = np.dtype(
         ("cuts", np.int64), ("blocks", np.int64), ("first", np.int64), ("last", np.int64),
         ("block", np.int64), ("rest", np.int64), ("picks", np.int64), ("digit", np.int64),
         ("cell", np.int64), ("begin", np.int64), ("skipped", np.int64), ("all_skipped", np.int64),
-        ("free", np.uint64), ("same", np.uint64), ("all_same", np.uint64),
+        ("radius", np.int64), ("cut_skipped", np.int64),
+        ("free", np.uint64), ("open", np.uint64), ("varying", np.uint64),
+        ("same", np.uint64), ("all_same", np.uint64),
     ]
 )  # fmt: skip
 
@@ -147,8 +150,8 @@ def _compare(
 
 
 @compiled
-def recut(free: np.uint64, radius: int, shifts: Places, widths: Places) -> Any:
-    """Cut the free bits in ``radius`` + 2 blocks, or one a bit; return how many there are."""
+def _cut(free: np.uint64, blocks: int, shifts: Places, widths: Places) -> Any:
+    """Cut the free bits in so many blocks, or as many as they allow; return how many there are."""
     count = 0
     bit = 0
     while bit < 64:
@@ -161,7 +164,7 @@ def recut(free: np.uint64, radius: int, shifts: Places, widths: Places) -> Any:
             count += 1
         else:
             bit += 1
-    wanted = min(max(radius + 2, count), popcount(free))
+    wanted = min(max(blocks, count), popcount(free))
     while count < wanted:
         widest = np.argmax(widths[:count])
         half = widths[widest] // 2
@@ -170,6 +173,52 @@ def recut(free: np.uint64, radius: int, shifts: Places, widths: Places) -> Any:
         widths[widest] = half
         count += 1
     return count
+
+
+@compiled
+def _varying(pool: Hashes, begin: int, end: int) -> Any:
+    """Return the bits in which hashes of a part differ from each other."""
+    bits = np.uint64(0)
+    for x in range(begin + 1, end):
+        bits |= pool[begin] ^ pool[x]
+    return bits
+
+
+@compiled
+def _can_differ(skipped: Hashes, skips: int, varying: np.uint64) -> Any:
+    """Say whether there may be a pair that differs in each of the skipped blocks."""
+    for k in range(skips):  # noqa: SIM110, numba compiles loops better than generators
+        if skipped[k] & varying == 0:
+            return False
+    return True
+
+
+@compiled
+def _is_dense(
+    pool: Hashes,
+    begin: int,
+    end: int,
+    radius: int,
+    only_odd: bool,
+    same: np.uint64,
+    skipped: Hashes,
+    skips: int,
+) -> Any:
+    """Say whether so many pairs of a part belong to it that comparing all is no waste.
+
+    Looks at 128 pairs, always the same.
+    """
+    nothing = np.empty((0, 2), np.uint64)
+    pair = np.empty(2, np.uint64)
+    state = np.uint64(end - begin)
+    found = 0
+    for _ in range(_SAMPLED):
+        for side in range(2):
+            state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+            pair[side] = pool[begin + np.int64((state >> np.uint64(33)) % np.uint64(end - begin))]
+        if pair[0] != pair[1]:
+            found = _compare(pair, 0, 2, radius, only_odd, same, skipped, skips, nothing, found)
+    return found >= _SAMPLED // 32
 
 
 @compiled
@@ -193,7 +242,8 @@ def search(
         shifts: where each block begins, from the right, shape (m,).
         widths: how many bits each block has, shape (m,).
         block: the number of the first block picked.
-        rest: the lower bits of that block, by which they are not parted yet.
+        rest: the lower bits of that block, by which they are not parted yet; 0 only if more
+            blocks are picked.
         picks: how many blocks are picked in all, that one included.
         radius: the greatest distance, below m.
         only_odd: leave out pairs at an even distance.
@@ -214,17 +264,23 @@ def search(
     cut_shifts[: shifts.shape[0]] = shifts
     cut_widths[: shifts.shape[0]] = widths
     levels = np.empty(_MAX_DEPTH, _LEVEL)
-    uncut = max(radius + 1, _COMPARED_BITS)
     found = 0
+    top = levels[0]
+    top.varying = _varying(pool, 0, count)
+    top.open = ~np.uint64(0)
     for s in range(block):
         skipped[s] = bits_of(widths[s], shifts[s])
-    top = levels[0]
+        top.open &= ~skipped[s]
+    if not _can_differ(skipped, block, top.varying):
+        return found
     top.at = 0
     top.count = count
     top.table = 0
     top.cuts = 0
     top.blocks = shifts.shape[0]
     top.picks = picks
+    top.radius = radius
+    top.cut_skipped = 0
     top.skipped = block
     top.same = np.uint64(0)
     top.free = ~(bits_of(widths[block] - rest, shifts[block] + rest))
@@ -247,17 +303,20 @@ def search(
         work = at + count  # the parted copy lies behind the hashes themselves
         if level.digit < 0 or level.cell == 1 << level.digit:
             block = level.block + 1
-            if block > level.last:
-                depth -= 1
-                continue
-            level.block = block
             skips = level.skipped
             rest = level.rest
-            if rest == 0:
+            possible = block <= level.last
+            if possible and rest == 0:
                 for s in range(level.first, block):
                     skipped[skips] = bits_of(cut_widths[level.cuts + s], cut_shifts[level.cuts + s])
                     skips += 1
                 rest = cut_widths[level.cuts + block]
+                # Nothing differs in a block that is the same in all of the part.
+                possible = block == level.first or skipped[skips - 1] & level.varying != 0
+            if not possible:
+                depth -= 1
+                continue
+            level.block = block
             level.all_skipped = skips
             digit = 1
             while digit < rest and digit < _MAX_DIGIT and count >> (digit + 2) > 0:
@@ -297,18 +356,15 @@ def search(
         same = level.all_same
         begin = level.begin
         cell = level.cell
+        picked_all = rest == digit and level.picks == 1
         descended = False
         while cell < size:
             end = tables[level.table + cell]
             part = end - begin
             cell += 1
-            if part > compared:
-                shift = np.uint64(cut_shifts[level.cuts + block] + rest - digit)
-                free = level.free & ~(np.uint64(size - 1) << shift)
-                picked_all = rest == digit and level.picks == 1
-                if not picked_all or (part > recut_above and popcount(free) > uncut):
-                    descended = True
-                    break
+            if part > compared and not (picked_all and part <= recut_above):
+                descended = True
+                break
             if part > 1:
                 found = _compare(
                     pool, work + begin, work + end, radius, only_odd,
@@ -320,14 +376,22 @@ def search(
             continue
         level.cell = cell
         level.begin = end
+        varying = _varying(pool, work + begin, work + end)
+        if not _can_differ(skipped, skips, varying):
+            continue
+        shift = np.uint64(cut_shifts[level.cuts + block] + rest - digit)
         child = levels[depth + 1]
         child.at = work + count
         child.count = part
         child.table = level.table + size + 1
         child.skipped = skips
-        child.free = free
+        child.varying = varying
+        child.free = level.free & ~(np.uint64(size - 1) << shift)
+        child.open = level.open & child.free
         child.cuts = level.cuts
         child.blocks = level.blocks
+        child.radius = level.radius
+        child.cut_skipped = level.cut_skipped
         child.rest = 0
         child.same = same
         if rest > digit:
@@ -341,11 +405,38 @@ def search(
             child.picks = level.picks - 1
             child.last = level.blocks - child.picks
         else:
+            if _is_dense(pool, work + begin, work + end, radius, only_odd, same, skipped, skips):
+                found = _compare(
+                    pool, work + begin, work + end, radius, only_odd,
+                    same, skipped, skips, out, found,
+                )  # fmt: skip
+                continue
+            # Each block skipped in this cut has one difference or more; so many fewer are left
+            # for the bits that are in none of them.
+            for s in range(level.cut_skipped, skips):
+                child.open &= ~skipped[s]
+            child.radius = level.radius - (skips - level.cut_skipped)
+            child.cut_skipped = skips
+            bits = child.open & varying
+            if popcount(bits) <= child.radius or popcount(bits) == 0:
+                # They are free to differ in these: cut anew, whatever was skipped.
+                bits = child.free & varying
+                child.open = child.free
+                child.radius = radius
+                if popcount(bits) <= max(radius + 1, _COMPARED_BITS):
+                    found = _compare(
+                        pool, work + begin, work + end, radius, only_odd,
+                        same, skipped, skips, out, found,
+                    )  # fmt: skip
+                    continue
             child.cuts = level.cuts + level.blocks
-            child.blocks = recut(free, radius, cut_shifts[child.cuts :], cut_widths[child.cuts :])
+            spare = 2 if child.radius > 0 else 1
+            child.blocks = _cut(
+                bits, child.radius + spare, cut_shifts[child.cuts :], cut_widths[child.cuts :]
+            )
             child.first = 0
-            child.picks = child.blocks - radius
-            child.last = radius
+            child.picks = child.blocks - child.radius
+            child.last = child.radius
         child.block = child.first - 1
         child.digit = -1
         if child.at + part > pool.shape[0]:

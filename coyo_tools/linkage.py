@@ -11,7 +11,7 @@ edge. Rows come in the order of the keep policy, best first:
 All of it is a few arrays over nodes and edges; rows themselves are only passed by.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +106,7 @@ def link_rows(
     if components:
         _join(graph.offsets, graph.neighbours, root)
         if max_group is not None:
-            rows = np.bincount(root[node_of], minlength=len(root))
-            large = rows > max_group
+            large = np.bincount(root[node_of], minlength=len(root)) > max_group
             too_large = int(np.count_nonzero(large))
             split = large[root]
             root[split] = np.flatnonzero(split)
@@ -126,13 +125,7 @@ def link_rows(
 def distances(graph: Graph, node_of: Nodes, rows: Places, keepers: Nodes) -> npt.NDArray[np.uint8]:
     """Count the bits between the hashes of rows and of those that replace them, shape (n,)."""
     own = graph.hashes[node_of[rows]]
-    return np.bitwise_count(own ^ graph.hashes[node_of[keepers]])
-
-
-def blocks_of(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of ``size`` that make up ``count``, the last one shorter."""
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
+    return np.asarray(np.bitwise_count(own ^ graph.hashes[node_of[keepers]]))
 
 
 def _ranked(flags: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.uint64], Places]:

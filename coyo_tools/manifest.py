@@ -6,6 +6,7 @@ same stage clears away. What is inside, and what it was made from, stands in ``m
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -26,6 +27,8 @@ from coyo_tools.errors import OutputError, SourceError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# What a write says when there is no room: the disk's, a quota's, a limit on the size of a file.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DATA_SUFFIXES = frozenset({".parquet", ".tar", ".safetensors", ".json", ".jsonl"})
 _LIBRARIES = (
     "duckdb", "sqlglot", "polars", "pyarrow", "img2dataset", "imagehash", "pillow", "numpy",
@@ -160,7 +163,7 @@ def held_partial(output: Path) -> Iterator[Path]:
         try:
             yield partial
         except OSError as error:
-            if error.errno is not None and error.errno == 28:  # ENOSPC
+            if error.errno in NO_ROOM:
                 message = f"The disk is full; {output} was not written."
                 raise OutputError(message, "Free some space and run the command again.") from error
             raise
@@ -222,10 +225,18 @@ def _move_into_place(partial: Path, output: Path) -> None:
 
 
 class Stopwatch:
-    """Seconds since it was made, to three digits."""
+    """Seconds since it was made, and of each step, to three digits."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
+        self._step = self._start
+        self.steps: dict[str, float] = {}
+
+    def finished(self, step: str) -> None:
+        """Note the seconds since the step before."""
+        now = time.monotonic()
+        self.steps[step] = round(now - self._step, 3)
+        self._step = now
 
     def seconds(self) -> float:
         """Return the seconds since the start."""

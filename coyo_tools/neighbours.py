@@ -31,6 +31,7 @@ from coyo_tools.hamming_search import (
     scatter,
     search,
 )
+from coyo_tools.manifest import NO_ROOM
 from coyo_tools.phash import PHASH_BITS
 from coyo_tools.progress import Progress, no_progress
 
@@ -350,7 +351,7 @@ def _search_few(
 def _blocks_to_probe(few: int, bits: int, radius: int) -> Blocks:
     def cost(count: int) -> float:
         keys = 2.0 ** min(bits, PHASH_BITS * (count - radius) / count)
-        return comb(count, radius) * (_PROBING + few / keys * _COMPARING)
+        return float(comb(count, radius) * (_PROBING + few / keys * _COMPARING))
 
     return cut_bits(min(range(radius + 1, _MOST_BLOCKS + 1), key=cost), radius)
 
@@ -366,7 +367,7 @@ def _parities(hashes: Hashes, bits_set: tuple[int, int], threads: int) -> npt.ND
                 for k, chunk in enumerate(chunks)
             ]
         )
-    return counts.sum(axis=0)
+    return np.asarray(counts.sum(axis=0))
 
 
 def _chunks(hashes: Hashes) -> Iterator[Hashes]:
@@ -426,8 +427,10 @@ class _PairFile:
         """Append pairs, shape (n, 2)."""
         with self._lock:
             try:
-                pairs.tofile(self._file)
+                self._file.write(np.ascontiguousarray(pairs).data)
             except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
                 raise OutputError(
                     f"The disk is full: {self.count:,} pairs were found, and there are more.",
                     "Free some space, or take a smaller --radius: pairs multiply with it.",

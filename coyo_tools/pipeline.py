@@ -17,8 +17,9 @@ from typing import Any
 
 from coyo_tools.balance import balance_pool
 from coyo_tools.bundled import bundled
+from coyo_tools.columns import IMAGE_PHASH
 from coyo_tools.cuts import parse_sample, top_rule
-from coyo_tools.dedupe import dedupe_pool
+from coyo_tools.dedupe import decontaminate_pool, dedupe_pool
 from coyo_tools.download import DownloadSettings, download_pictures
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.filter import filter_pool
@@ -84,9 +85,13 @@ def _filter(settings: dict[str, Any], output: Path, _: Progress) -> object:
     return filter_pool(source, selection, output, **engine)
 
 
-def _dedupe(settings: dict[str, Any], output: Path, _: Progress) -> object:
-    by = tuple(settings.pop("by", ["image_phash"]))
-    return dedupe_pool(settings.pop("source"), output, by=by, **settings)
+def _dedupe(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    by = tuple(settings.pop("by", [IMAGE_PHASH]))
+    return dedupe_pool(settings.pop("source"), output, by=by, on_progress=on_progress, **settings)
+
+
+def _decontaminate(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    return decontaminate_pool(settings.pop("source"), output, on_progress=on_progress, **settings)
 
 
 def _balance(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
@@ -128,7 +133,7 @@ _PICTURES: dict[str, type] = {
 _LEAST = {
     "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
     "max_drift": 0, "timeout": 1, "samples": 1, "batch_size": 2, "limit": 1,
-    "max_per_entry": 1,
+    "max_per_entry": 1, "radius": 0, "max_group": 1,
 }  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}
 _KINDS: dict[str, _Kind] = {
@@ -142,7 +147,19 @@ _KINDS: dict[str, _Kind] = {
         _filter,
     ),
     "dedupe": _Kind(
-        frozenset({"source"}), {"by": list, "keep": str, **_ENGINE}, frozenset({"source"}), _dedupe
+        frozenset({"source"}),
+        {
+            "by": list, "keep": str, "radius": int, "linkage": str, "max_group": int, "flat": str,
+            "normalize": bool, **_ENGINE,
+        },
+        frozenset({"source"}),
+        _dedupe,
+    ),
+    "decontaminate": _Kind(
+        frozenset({"source", "against"}),
+        {"radius": int, "augment": bool, "flat": str, **_ENGINE},
+        frozenset({"source", "against"}),
+        _decontaminate,
     ),
     "balance": _Kind(
         frozenset({"source", "entries"}),
@@ -315,7 +332,7 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
     for key, value in settings.items():
         wanted = str if key in kind.paths else kind.options[key]
         fits = isinstance(value, (int, float) if wanted is float else wanted)
-        if not fits or isinstance(value, bool):
+        if not fits or (isinstance(value, bool) and wanted is not bool):
             raise PipelineError(f"{where}: {key} is {value!r}, not of type {wanted.__name__}.")
         if isinstance(value, list) and not all(isinstance(part, str) for part in value):
             raise PipelineError(f"{where}: {key} is {value!r}, not a list of strings.")

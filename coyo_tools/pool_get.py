@@ -6,7 +6,6 @@ that began; another is refused, never mixed.
 """
 
 import contextlib
-import errno
 import fcntl
 import glob
 import json
@@ -25,6 +24,7 @@ from coyo_tools.errors import ColumnError, EmptyResultError, OutputError
 from coyo_tools.hub_stream import Place, open_split, read_split, retelling
 from coyo_tools.layouts import map_columns
 from coyo_tools.manifest import (
+    NO_ROOM,
     IdDigest,
     Input,
     Manifest,
@@ -39,7 +39,6 @@ from coyo_tools.source import open_source
 _STATE = "state.json"
 # About 50 MB of COYO's rows: what a kill costs at most, beside the row group being read.
 _PART_ROWS = 250_000
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _work_directory(output: Path) -> Iterator[Path]:
             raise OutputError(f"Another process is fetching {output}.") from error
         yield work
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise OutputError(
                 f"The disk is full ({os.strerror(error.errno or 0)}); what {work} holds is kept.",
                 "Free some space and run the same command: it goes on there.",

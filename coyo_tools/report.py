@@ -15,6 +15,7 @@ import polars as pl
 
 from coyo_tools.bites import failed_rules
 from coyo_tools.columns import ID
+from coyo_tools.dedupe import REMOVED, size_bins
 from coyo_tools.manifest import Manifest
 from coyo_tools.pages import write_page
 from coyo_tools.shards import LEDGER, SHARDS_KIND, Sample, read_samples
@@ -111,7 +112,12 @@ def write_report(
         title=title,
         stages=stages,
         filters=[stage for stage in stages if stage.does == "filter"],
-        dedupes=[stage for stage in stages if stage.does == "dedupe"],
+        dedupes=[
+            (stage, size_bins(stage.manifest.details["group_sizes"]))
+            for stage in stages
+            if stage.does == "dedupe"
+        ],
+        decontaminated=[stage for stage in stages if stage.does == "decontaminate"],
         fetches=[(stage, _fates(stage)) for stage in stages if stage.manifest.kind == SHARDS_KIND],
         arms=arms,
         losses=losses,
@@ -236,10 +242,15 @@ def _reasons(subsets: list[ReportStage], ids: list[int]) -> dict[int, str]:
     """Say of each id which rules removed it, or which row it is a duplicate of."""
     reasons: dict[int, list[str]] = {}
     for stage in subsets:
-        if stage.does == "dedupe":
-            removed = pl.read_parquet(stage.directory / "removed.parquet")
-            for id_, kept in removed.filter(pl.col(ID).is_in(ids)).iter_rows():
-                reasons.setdefault(id_, []).append(f"duplicate of {kept}")
+        if stage.does in ("dedupe", "decontaminate"):
+            removed = pl.read_parquet(stage.directory / REMOVED).filter(pl.col(ID).is_in(ids))
+            for row in removed.iter_rows(named=True):
+                if stage.does == "dedupe":
+                    said = f"duplicate of {row['duplicate_of']}"
+                else:
+                    said = f"like {row['evaluation']}"
+                bits = f", {row['distance']} bits away" if row["distance"] else ""
+                reasons.setdefault(row[ID], []).append(said + bits)
             continue
         pool = open_source(stage.source)
         recipe = stage.manifest.details.get("resolved", stage.manifest.sql)

@@ -23,7 +23,6 @@ from coyo_tools.rows import KeptRows
 
 BLOCK_ROWS = 1 << 22
 _PARTS = 1 << 8
-_HEX = 16
 _INVALID = 255
 
 
@@ -74,7 +73,7 @@ class RowHashWriter:
     def append(self, column: pa.Array) -> None:
         """Add the next rows' hashes: strings of 16 hex digits; anything else is no hash."""
         hashes, valid = parse_hashes(column)
-        hashes.tofile(self._file)
+        self._file.write(hashes.data)  # tofile would not say why it can't
         ones = np.bitwise_count(hashes[valid])
         least, most = ORDINARY_BITS
         self.flat += int(np.count_nonzero((ones < least) | (ones > most)))
@@ -87,30 +86,40 @@ class RowHashWriter:
         return RowHashes(self._path, self._valid, self._heads)
 
 
-def parse_hashes(column: pa.Array) -> tuple[Hashes, npt.NDArray[np.bool_]]:
-    """Read strings of 16 hex digits as numbers, shape (n,); a false verdict is no such string."""
-    strings = (
-        column.cast(pa.large_string()).combine_chunks()
-        if _chunked(column)
-        else column.cast(pa.large_string())
+def holds_hashes(kind: pa.DataType) -> bool:
+    """Say whether hashes can be read from a type: text, or integers of 64 bits."""
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    texts = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_null,
     )
+    return any(test(inner) for test in texts) or inner in (pa.int64(), pa.uint64())
+
+
+def parse_hashes(column: pa.Array) -> tuple[Hashes, npt.NDArray[np.bool_]]:
+    """Read hashes as numbers: 16 hex digits, or the bits of an integer as they are.
+
+    Returns:
+        The hashes, shape (n,), and which are hashes: anything else counts as 0 and is false.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    valid = np.array(column.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+    if pa.types.is_integer(kind):
+        # With a sign, a hash whose first bit is set is a negative number.
+        numbers = column.cast(kind).fill_null(0).to_numpy(zero_copy_only=False)
+        return numbers.view(np.uint64), valid
+    strings = column.cast(pa.large_string())
     rows = len(strings)
     hashes = np.zeros(rows, np.uint64)
-    valid = np.zeros(rows, np.bool_)
-    if rows == 0:
-        return hashes, valid
     _, offsets, data = strings.buffers()
-    ends = np.frombuffer(offsets, np.int64, rows + 1, 8 * strings.offset)
-    text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    _parse(text, ends, _HEX_VALUES, hashes, valid)
-    if strings.null_count:
-        valid &= np.asarray(strings.is_valid().to_numpy(zero_copy_only=False))
-        hashes[~valid] = 0
+    if rows and data is not None:
+        ends = np.frombuffer(offsets, np.int64, rows + 1, 8 * strings.offset)
+        _parse(np.frombuffer(data, np.uint8), ends, _HEX_VALUES, hashes, valid)
+    else:
+        valid[:] = False
     return hashes, valid
-
-
-def _chunked(column: Any) -> bool:
-    return isinstance(column, pa.ChunkedArray)
 
 
 @compiled
@@ -123,7 +132,8 @@ def _parse(
 ) -> None:
     for row in range(hashes.shape[0]):
         start = ends[row]
-        if ends[row + 1] - start != 16:
+        if not valid[row] or ends[row + 1] - start != 16:
+            valid[row] = False
             continue
         number = np.uint64(0)
         worst = np.uint8(0)
@@ -133,7 +143,8 @@ def _parse(
             number = (number << np.uint64(4)) | np.uint64(value & 15)
         if worst < 16:
             hashes[row] = number
-            valid[row] = True
+        else:
+            valid[row] = False
 
 
 @dataclass(frozen=True)
@@ -177,6 +188,9 @@ def distinct_hashes(rows: RowHashes, hashes: Hashes, threads: int) -> Distinct:
         hashes[count : count + kept] = part[:kept]
         repeated[count : count + kept] = mark[:kept]
         count += kept
+    del parts, marks
+    if hashes.base is None and hashes.flags.owndata:
+        hashes.resize(count, refcheck=False)  # gives the rest of the memory back
     found = hashes[:count]
     # About eight hashes for each beginning, in one cache line of 64 bytes or two.
     bits = min(26, max(1, count.bit_length() - 3))

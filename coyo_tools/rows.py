@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from coyo_tools.columns import ID
 from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL
 from coyo_tools.errors import OutputError, SourceError
+from coyo_tools.manifest import NO_ROOM
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.source import Source
 
@@ -168,7 +169,7 @@ def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> Non
         )
     except (pl.exceptions.PolarsError, OSError) as error:
         said = " ".join(str(error).split())[:300]
-        if "No space left" in said or getattr(error, "errno", None) == 28:
+        if "No space left" in said or getattr(error, "errno", None) in NO_ROOM:
             raise OutputError("The disk is full; nothing was written.") from error
         raise SourceError(f"{files[0]} can't be read: {said}") from error
 

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from coyo_tools.balance import ENTRIES_ROLE, balance_pool, read_entries
-from coyo_tools.dedupe import dedupe_pool
+from coyo_tools.dedupe import decontaminate_pool, dedupe_pool
 from coyo_tools.errors import CoyoError, OutputError, SourceError
+from coyo_tools.evaluation import EVALUATION_ROLE, evaluation_fingerprint
 from coyo_tools.filter import filter_pool
 from coyo_tools.manifest import Manifest, library_versions, read_manifest
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source
 
 # Those that decide which rows there are and how they lie in a file.
-_DECIDING = ("coyo-tools", "duckdb", "polars", "pyarrow", "sqlglot")
+_DECIDING = ("coyo-tools", "duckdb", "polars", "pyarrow", "sqlglot", "imagehash", "pillow")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,11 @@ def _check_inputs(manifest: Manifest, source: str | None) -> tuple[list[str], bo
 
 
 def _fingerprint(role: str, path: str) -> str:
-    return read_entries(path).sha256 if role == ENTRIES_ROLE else open_source(path).fingerprint
+    if role == ENTRIES_ROLE:
+        return read_entries(path).sha256
+    if role == EVALUATION_ROLE:
+        return evaluation_fingerprint(path)
+    return open_source(path).fingerprint
 
 
 def _version_remarks(manifest: Manifest) -> list[str]:
@@ -164,7 +169,33 @@ def _replay_dedupe(
 ) -> None:
     asked: dict[str, Any] = manifest.parameters
     dedupe_pool(
-        pool, output, by=tuple(asked["by"]), keep=asked["keep"], memory=memory, threads=threads
+        pool,
+        output,
+        by=tuple(asked["by"]),
+        keep=asked["keep"],
+        radius=asked["radius"],
+        linkage=asked["linkage"],
+        max_group=asked["max_group"],
+        flat=asked["flat"],
+        normalize=asked["normalize"],
+        memory=memory,
+        threads=threads,
+    )
+
+
+def _replay_decontaminate(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    asked: dict[str, Any] = manifest.parameters
+    decontaminate_pool(
+        pool,
+        output,
+        against=asked["against"],
+        radius=asked["radius"],
+        augment=asked["augment"],
+        flat=asked["flat"],
+        memory=memory,
+        threads=threads,
     )
 
 
@@ -188,5 +219,6 @@ _Replay = Callable[[Manifest, str, Path, str | None, int | None], None]
 _REPLAYS: dict[str, _Replay] = {
     "filter": _replay_filter,
     "dedupe": _replay_dedupe,
+    "decontaminate": _replay_decontaminate,
     "balance": _replay_balance,
 }

@@ -1,4 +1,4 @@
-"""Exact deduplication: who stays, in whose favour the others went, and what is refused."""
+"""Equal rows: who stays, in whose favour the others went, and what is refused."""
 
 import math
 import tempfile
@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from making import names_in, read_ids, write_pool
 
 from coyo_tools.dedupe import dedupe_pool
+from coyo_tools.engine import read_sql
 from coyo_tools.errors import ColumnError, CoyoError, OutputError, RecipeError, SourceError
 from coyo_tools.manifest import read_manifest
 from coyo_tools.source import open_source
 
 Row = dict[str, Any]
+A, B, C = "a" * 16, "b" * 16, "c" * 16
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def pool(tmp_path: Path) -> Path:
         tmp_path / "pool.parquet",
         id=range(7),
         url=["u0", "u1", "u2", "u3", "u4", "u5", "u6"],
-        image_phash=["aa", "aa", "bb", None, "aa", "bb", None],
+        image_phash=[A, A, B, None, A, B, None],
         width=[10, 30, 20, 20, 30, 20, 20],
         clip_similarity_vitl14=[0.1, math.nan, 0.3, 0.9, 0.2, None, 0.9],
     )
@@ -35,8 +37,9 @@ def pool(tmp_path: Path) -> Path:
 def removed(out: Path) -> dict[int, int]:
     """Which row went, and in favour of which."""
     frame = pl.read_parquet(out / "removed.parquet")
-    assert frame.columns == ["id", "duplicate_of"]
-    return dict(frame.iter_rows())
+    assert frame.columns == ["id", "duplicate_of", "distance"]
+    assert set(frame["distance"]) <= {0}
+    return dict(frame.select("id", "duplicate_of").iter_rows())
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def _best(group: list[Row], keep: list[tuple[str, bool]]) -> Row:
     rows=st.lists(
         st.fixed_dictionaries(
             {
-                "hash": st.none() | st.sampled_from(["aa", "bb", "cc"]),
+                "hash": st.none() | st.sampled_from([A, B, C]),
                 "size": st.none() | st.integers(0, 2),
                 "score": st.none() | st.sampled_from([0.0, 0.25, 0.5, math.nan]),
             }
@@ -93,7 +96,7 @@ def _best(group: list[Row], keep: list[tuple[str, bool]]) -> Row:
         min_size=1,
         max_size=14,
     ),
-    by=st.sampled_from([("hash",), ("size",), ("hash", "size")]),
+    by=st.sampled_from([("image_phash",), ("label",), ("size",), ("label", "size")]),
     keep=st.lists(st.tuples(st.sampled_from(["size", "score"]), st.booleans()), max_size=2),
 )
 def test_the_result_is_that_of_brute_force(
@@ -101,6 +104,7 @@ def test_the_result_is_that_of_brute_force(
 ) -> None:
     for number, row in enumerate(rows):
         row["id"] = (number * 7) % 15  # distinct, and not in order
+        row["image_phash"] = row["label"] = row.pop("hash")
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         key = tuple(row[name] for name in by)
@@ -118,7 +122,8 @@ def test_the_result_is_that_of_brute_force(
         pool = write_pool(
             Path(folder) / "pool.parquet",
             id=[row["id"] for row in rows],
-            hash=pl.Series([row["hash"] for row in rows], dtype=pl.String).to_arrow(),
+            image_phash=[row["label"] for row in rows],
+            label=pl.Series([row["label"] for row in rows], dtype=pl.String).to_arrow(),
             size=pl.Series([row["size"] for row in rows], dtype=pl.Int32).to_arrow(),
             score=pl.Series([row["score"] for row in rows], dtype=pl.Float32).to_arrow(),
         )
@@ -180,10 +185,50 @@ def test_a_pool_without_duplicates_stays_whole(pool: Path, tmp_path: Path) -> No
     assert removed(tmp_path / "out") == {}
 
 
-def test_rows_without_a_key_are_counted_and_stay(pool: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["image_phash", "clip_similarity_vitl14"])
+def test_rows_without_a_key_are_counted_and_stay(pool: Path, tmp_path: Path, by: str) -> None:
+    result = dedupe_pool(pool, tmp_path / "out", by=(by,))
+    missing = {"image_phash": {3, 6}, "clip_similarity_vitl14": {5}}[by]
+    assert result.without_key == len(missing)
+    assert missing <= set(read_ids(tmp_path / "out"))
+
+
+def test_what_is_no_hash_is_nobodys_duplicate(tmp_path: Path) -> None:
+    odd = ["", "aa", "x" * 16, "a" * 17, " " + "a" * 15, "ａ" * 16]
+    pool = write_pool(
+        tmp_path / "pool.parquet",
+        id=range(2 * len(odd) + 3),
+        image_phash=[*odd, *odd, "abcdefABCDEF0123", "ABCDEFabcdef0123", "abcdefabcdef0124"],
+    )
     result = dedupe_pool(pool, tmp_path / "out", by=("image_phash",))
-    assert result.without_key == 2
-    assert {3, 6} <= set(read_ids(tmp_path / "out"))
+    assert result.without_key == 2 * len(odd)
+    assert removed(tmp_path / "out") == {13: 12}
+
+
+def test_texts_are_compared_without_what_only_looks_different(tmp_path: Path) -> None:
+    texts = [
+        "Red Shoes, 2 pairs!", "red shoes pairs", "  RED\tshoes\n(12) pairs ", "red-shoes pairs",
+        "redshoes pairs", "12 : 30", "50 %", None, "", "Ärger", "A\u0308RGER", "arger",
+        "नमस्ते", "नमसत", "ТЕКСТ 1", "текст 2",
+    ]  # fmt: skip
+    pool = write_pool(tmp_path / "pool.parquet", id=range(len(texts)), text=texts)
+    result = dedupe_pool(pool, tmp_path / "out", by=("text",), normalize=True)
+    assert removed(tmp_path / "out") == {1: 0, 2: 0, 3: 0, 10: 9, 15: 14}
+    assert result.without_key == 4
+    assert read_manifest(tmp_path / "out").lost == {"same text when normalized": 5}
+
+
+def test_keys_whose_hashes_meet_are_told_apart(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = read_sql("dedupe/exact.sql").replace("hash(", "length(")
+    assert weak.count("length(") == 2
+    known = {"dedupe/exact.sql": weak}
+    monkeypatch.setattr(
+        "coyo_tools.dedupe.exact.read_sql", lambda name: known.get(name) or read_sql(name)
+    )
+    result = dedupe_pool(pool, tmp_path / "out", by=("url",))
+    assert (result.rows_out, result.group_sizes, removed(tmp_path / "out")) == (7, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from coyo_tools.errors import RecipeError
 if TYPE_CHECKING:
     from coyo_tools.dedupe import DecontaminateResult, DedupeResult
 
-_SIZES_SHOWN = 12
 _GROUPS_SHOWN = 5
 _NAMES_SHOWN = 20
 
@@ -155,15 +154,12 @@ def dedupe_command(
 
 
 def _print_groups(result: "DedupeResult") -> None:
-    sizes = list(result.group_sizes.items())
-    rows: list[list[object]] = [
-        [f"{size:,}", groups, (size - 1) * groups] for size, groups in sizes[:_SIZES_SHOWN]
-    ]
-    if rest := sizes[_SIZES_SHOWN:]:
-        span = f"{rest[0][0]:,} to {rest[-1][0]:,}" if len(rest) > 1 else f"{rest[0][0]:,}"
-        removed = sum((size - 1) * groups for size, groups in rest)
-        rows.append([span, sum(groups for _, groups in rest), removed])
-    print_table(["rows in a group", "groups", "rows removed"], rows)
+    from coyo_tools.dedupe import size_bins
+
+    print_table(
+        ["rows in a group", "groups", "rows removed"],
+        [[size.label, size.groups, size.removed] for size in size_bins(result.group_sizes)],
+    )
     if len(result.by_distance) > 1 or any(result.by_distance):
         typer.echo()
         print_table(

@@ -18,7 +18,10 @@ from coyo_tools.dedupe.removal import (
     REMOVED,
     DecontaminateResult,
     Removed,
+    refuse_settings,
+    refuse_without_hashes,
     write_kept,
+    write_page_of,
     write_removed,
 )
 from coyo_tools.engine import (
@@ -30,14 +33,13 @@ from coyo_tools.engine import (
     recipe_errors,
     refuse_duplicate_ids,
 )
-from coyo_tools.errors import EmptyResultError, RecipeError
+from coyo_tools.errors import EmptyResultError
 from coyo_tools.evaluation import EvaluationSet, read_evaluation
-from coyo_tools.hamming_search import MAX_RADIUS, Hashes
+from coyo_tools.hamming_search import Hashes
 from coyo_tools.manifest import IdDigest, Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.neighbours import HashIndex
 from coyo_tools.phash import ORDINARY_BITS, TURNS
 from coyo_tools.progress import Progress, no_progress
-from coyo_tools.recipe import missing_column
 from coyo_tools.row_hashes import parse_hashes
 from coyo_tools.source import NOTES, Source, open_source
 
@@ -89,10 +91,8 @@ def decontaminate_pool(
     """
     watch = Stopwatch()
     pool = open_source(source)
-    if IMAGE_PHASH not in pool.columns:
-        raise missing_column(IMAGE_PHASH, pool.columns)
-    if not 0 <= radius <= MAX_RADIUS:
-        raise RecipeError(f"--radius {radius} is not one of 0 to {MAX_RADIUS} bits.")
+    refuse_without_hashes(pool)
+    refuse_settings(radius, flat)
     cores = threads or available_cores()
     evaluation = read_evaluation(against, augment=augment, processes=cores)
     with (
@@ -125,26 +125,25 @@ def decontaminate_pool(
         details["evaluation_found"] = len(result.found)
         details["refused"] = [list(one) for one in result.refused[:_SHOWN]]
         details["evaluation_refused"] = len(result.refused)
-        write_manifest(
-            directory,
-            Manifest(
-                kind="subset",
-                parameters={
-                    "stage": "decontaminate",
-                    "against": str(against),
-                    "radius": radius,
-                    "augment": augment,
-                    "flat": flat,
-                },
-                inputs=[pool.as_input("pool"), evaluation.input],
-                rows_in=pool.rows,
-                rows_out=digest.count,
-                lost={f"within {radius} bits of an evaluation picture": removed},
-                id_digest=digest.hexdigest(),
-                seconds=watch.seconds(),
-                details={**details, NOTES: dict(pool.notes)},
-            ),
+        made = Manifest(
+            kind="subset",
+            parameters={
+                "stage": "decontaminate",
+                "against": str(against),
+                "radius": radius,
+                "augment": augment,
+                "flat": flat,
+            },
+            inputs=[pool.as_input("pool"), evaluation.input],
+            rows_in=pool.rows,
+            rows_out=digest.count,
+            lost={f"within {radius} bits of an evaluation picture": removed},
+            id_digest=digest.hexdigest(),
+            seconds=watch.seconds(),
+            details={**details, NOTES: dict(pool.notes)},
         )
+        write_manifest(directory, made)
+        write_page_of(directory, output.name, made)
     return result
 
 

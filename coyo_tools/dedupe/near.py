@@ -5,6 +5,7 @@ done for each row is done in passes over the pool or over a file of its hashes. 
 DuckDB's to sort, and only for rows that have company.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from coyo_tools.dedupe.removal import LARGEST_GROUPS, MEMBERS_SHOWN, Removed
 from coyo_tools.engine import BATCH_ROWS, id_numbers
 from coyo_tools.hamming_search import Hashes
 from coyo_tools.linkage import Graph, Nodes, build_graph, distances, link_rows
-from coyo_tools.manifest import IdDigest
+from coyo_tools.manifest import IdDigest, Stopwatch
 from coyo_tools.neighbours import near_pairs
 from coyo_tools.phash import ORDINARY_BITS, PHASH_BITS
 from coyo_tools.progress import Progress
@@ -153,6 +154,7 @@ def find_near(
     *,
     memory: int,
     threads: int,
+    watch: Stopwatch,
     on_progress: Progress,
 ) -> NearFound:
     """Find the rows with equal or near hashes, and which of them stays.
@@ -165,12 +167,15 @@ def find_near(
         scratch: a directory that the session may write to.
         memory: bytes for arrays, beside the session's own memory.
         threads: how many threads.
+        watch: told what each step takes.
         on_progress: told of the search for pairs.
     """
     hashes, flat, ascending = _read_hashes(session, pool, scratch)
+    watch.finished("reading hashes")
     count = hashes.valid.count
     room = _array(count, scratch / "distinct.u64", memory)
     distinct = distinct_hashes(hashes, room, threads)
+    watch.finished("sorting them")
     bits_set = (0, PHASH_BITS) if settings.flat_near else ORDINARY_BITS
     pairs = near_pairs(
         distinct.hashes,
@@ -181,10 +186,12 @@ def find_near(
         bits_set=bits_set,
         on_progress=on_progress,
     )
+    watch.finished("finding pairs")
     graph = build_graph(distinct, pairs)
     node_of, company = _rows_with_company(hashes, distinct, graph, scratch, pool.rows, threads)
     distinct_count = len(distinct.hashes)
     del distinct, room
+    watch.finished("finding rows with company")
     ids = _write_company(session, policy, company, scratch / "company.parquet")
     keepers, split = link_rows(
         graph,
@@ -193,6 +200,7 @@ def find_near(
         components=settings.components,
         max_group=settings.max_group,
     )
+    watch.finished("linking them in the order of --keep")
     return NearFound(
         NearDuplicates(graph, node_of, ids, company, keepers, settings),
         without_hash=pool.rows - count,
@@ -221,7 +229,12 @@ def _array(count: int, path: Path, memory: int) -> Hashes:
     """Make room for hashes: in memory, or in a file where they would fill most of that."""
     if 8 * count <= memory * 0.7 or count == 0:
         return np.empty(count, np.uint64)
-    return np.memmap(path, np.uint64, "w+", shape=(count,))
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal
+            os.posix_fallocate(file.fileno(), 0, 8 * count)
+        else:
+            file.truncate(8 * count)
+    return np.memmap(path, np.uint64, "r+", shape=(count,))
 
 
 def _rows_with_company(
@@ -244,7 +257,7 @@ def _rows_with_company(
             nodes = np.concatenate(list(pool.map(look_up, np.array_split(block, threads))))
             inside = valid & (nodes >= 0)
             company.append(inside)
-            nodes[inside].astype(np.uint32).tofile(file)
+            file.write(nodes[inside].astype(np.uint32).data)
     node_of = np.fromfile(path, np.uint32)
     path.unlink()
     return node_of, company

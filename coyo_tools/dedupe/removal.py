@@ -4,7 +4,7 @@ A way of removing yields the rows that go in the pool's order, with their places
 removed.parquet, in which each of them stands with its reason, and the bits of those that stay.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -18,11 +18,19 @@ import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH
 from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, write_parts
+from coyo_tools.errors import ColumnError, RecipeError
+from coyo_tools.hamming_search import MAX_RADIUS
+from coyo_tools.manifest import Manifest
+from coyo_tools.pages import write_page
 from coyo_tools.progress import Progress
+from coyo_tools.recipe import missing_column
+from coyo_tools.row_hashes import holds_hashes
 from coyo_tools.rows import KeptRows, copy_rows, is_copyable
 from coyo_tools.source import Source
 
 REMOVED = "removed.parquet"
+PAGE = "dedupe.html"
+FLAT_RULES = ("exact", "near")
 LARGEST_GROUPS = 20
 MEMBERS_SHOWN = 6
 _TEXT_SHOWN = 300  # characters of a caption or url
@@ -47,6 +55,33 @@ class DuplicateGroup:
     kept: Member
     rows: int
     removed: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class SizeBin:
+    """Groups of like size: how many there are, and how many rows went."""
+
+    label: str
+    groups: int
+    removed: int
+
+
+def size_bins(group_sizes: Mapping[Any, int]) -> list[SizeBin]:
+    """Bin groups by size: 2, 3 and 4 rows, then up to each power of two.
+
+    >>> [bin.label for bin in size_bins({2: 7, 6: 1, 8: 1, 9: 1})]
+    ['2', '5 to 8', '9 to 16']
+    """
+    bins: dict[int, tuple[int, int]] = {}
+    for key, groups in group_sizes.items():
+        size = int(key)  # JSON makes strings of them
+        top = size if size <= 4 else 1 << (size - 1).bit_length()
+        before, removed = bins.get(top, (0, 0))
+        bins[top] = (before + groups, removed + (size - 1) * groups)
+    return [
+        SizeBin(f"{top:,}" if top <= 4 else f"{top // 2 + 1:,} to {top:,}", groups, removed)
+        for top, (groups, removed) in sorted(bins.items())
+    ]
 
 
 @dataclass(frozen=True)
@@ -188,6 +223,40 @@ def describe_groups(
     )
 
 
+def write_page_of(directory: Path, name: str, made: Manifest) -> None:
+    """Write dedupe.html: what a manifest says was done, to be read."""
+    write_page(
+        directory / PAGE,
+        "dedupe.html.j2",
+        title=f"Duplicates: {name}" if made.parameters["stage"] == "dedupe" else f"{name}",
+        made=made,
+        sizes=size_bins(made.details.get("group_sizes", {})),
+    )
+
+
 def same_picture(by: tuple[str, ...]) -> bool:
     """Say whether rows are compared by their hash, and by nothing else."""
     return by == (IMAGE_PHASH,)
+
+
+def refuse_settings(radius: int, flat: str) -> None:
+    """Raise ``RecipeError`` if a radius or a rule for flat hashes is none."""
+    if flat not in FLAT_RULES:
+        raise RecipeError(f"--flat {flat!r} is not one of {', '.join(FLAT_RULES)}.")
+    if not 0 <= radius <= MAX_RADIUS:
+        raise RecipeError(
+            f"--radius {radius} is not one of 0 to {MAX_RADIUS} bits.",
+            "Beyond 6 bits hashes of different pictures meet; 2 to 4 are usual.",
+        )
+
+
+def refuse_without_hashes(pool: Source) -> None:
+    """Raise ``ColumnError`` if a pool has no column of hashes."""
+    if IMAGE_PHASH not in pool.columns:
+        raise missing_column(IMAGE_PHASH, pool.columns)
+    kind = pool.schema.field(IMAGE_PHASH).type
+    if not holds_hashes(kind):
+        raise ColumnError(
+            f"Column `{IMAGE_PHASH}` is {kind}, which holds no hashes.",
+            "A hash is a text of 16 hex digits, or an integer of 64 bits.",
+        )

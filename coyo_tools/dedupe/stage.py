@@ -26,8 +26,11 @@ from coyo_tools.dedupe.removal import (
     REMOVED,
     DedupeResult,
     describe_groups,
+    refuse_settings,
+    refuse_without_hashes,
     same_picture,
     write_kept,
+    write_page_of,
     write_removed,
 )
 from coyo_tools.engine import (
@@ -39,7 +42,6 @@ from coyo_tools.engine import (
     refuse_duplicate_ids,
 )
 from coyo_tools.errors import RecipeError
-from coyo_tools.hamming_search import MAX_RADIUS
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.phash import ORDINARY_BITS
 from coyo_tools.progress import Progress, no_progress
@@ -47,7 +49,6 @@ from coyo_tools.rows import KeptRows
 from coyo_tools.source import NOTES, Source, open_source
 
 LINKAGES = ("star", "components")
-FLAT_RULES = ("exact", "near")
 
 # Of the memory, DuckDB's part: it sorts and spills; the rest holds arrays.
 _ENGINE_SHARE = 0.375
@@ -116,6 +117,8 @@ def dedupe_pool(
     policy = keep_policy(pool, keep)
     candidates = candidates_sql(pool, by, policy, normalize)
     pictures = same_picture(by)
+    if pictures:
+        refuse_without_hashes(pool)
     settings = NearSettings(radius, linkage == "components", max_group, flat == "near")
     engine_memory, array_memory = memory_share(memory, _ENGINE_SHARE)
     with (
@@ -131,11 +134,13 @@ def dedupe_pool(
         if pictures:
             done = _near(
                 session, pool, policy, settings, output, directory, array_memory,
-                threads or available_cores(), on_progress,
+                threads or available_cores(), watch, on_progress,
             )  # fmt: skip
         else:
             done = _exact(session, pool, policy, candidates, output, directory)
+        watch.finished("writing removed.parquet" if pictures else "finding equal rows")
         parts = write_kept(session, pool, done.kept, directory, on_progress)
+        watch.finished("writing the rows that stay")
         digest = digest_ids(parts)
         result = done.result
         removed = sum(result.by_distance.values())
@@ -143,30 +148,29 @@ def dedupe_pool(
             raise RuntimeError(
                 f"{pool.rows} rows in, {digest.count} out, but {removed} removed with a reason"
             )
-        write_manifest(
-            directory,
-            Manifest(
-                kind="subset",
-                parameters={
-                    "stage": "dedupe",
-                    "by": list(by),
-                    "keep": keep,
-                    "radius": radius,
-                    "linkage": linkage,
-                    "max_group": max_group,
-                    "flat": flat,
-                    "normalize": normalize,
-                },
-                inputs=[pool.as_input("pool")],
-                rows_in=pool.rows,
-                rows_out=digest.count,
-                lost=_losses(result, by, radius, normalize),
-                id_digest=digest.hexdigest(),
-                seconds=watch.seconds(),
-                details=_details(result, pool),
-                sql=done.sql,
-            ),
+        made = Manifest(
+            kind="subset",
+            parameters={
+                "stage": "dedupe",
+                "by": list(by),
+                "keep": keep,
+                "radius": radius,
+                "linkage": linkage,
+                "max_group": max_group,
+                "flat": flat,
+                "normalize": normalize,
+            },
+            inputs=[pool.as_input("pool")],
+            rows_in=pool.rows,
+            rows_out=digest.count,
+            lost=_losses(result, by, radius, normalize),
+            id_digest=digest.hexdigest(),
+            seconds=watch.seconds(),
+            details={**_details(result, pool), "seconds_by_step": watch.steps},
+            sql=done.sql,
         )
+        write_manifest(directory, made)
+        write_page_of(directory, output.name, made)
     return result
 
 
@@ -180,13 +184,7 @@ def _refuse_contradictions(
 ) -> None:
     if linkage not in LINKAGES:
         raise RecipeError(f"--linkage {linkage!r} is not one of {', '.join(LINKAGES)}.")
-    if flat not in FLAT_RULES:
-        raise RecipeError(f"--flat {flat!r} is not one of {', '.join(FLAT_RULES)}.")
-    if not 0 <= radius <= MAX_RADIUS:
-        raise RecipeError(
-            f"--radius {radius} is not one of 0 to {MAX_RADIUS} bits.",
-            "Beyond 8 bits hashes of different pictures meet; 2 to 4 are usual.",
-        )
+    refuse_settings(radius, flat)
     if radius and not same_picture(by):
         raise RecipeError(
             f"--radius measures hashes, but rows are compared by {', '.join(by)}.",
@@ -242,13 +240,14 @@ def _near(
     directory: Path,
     memory: int,
     threads: int,
+    watch: Stopwatch,
     on_progress: Progress,
 ) -> _Done:
     scratch = directory / ".near"
     scratch.mkdir()
     found = find_near(
         session, pool, policy, settings, scratch,
-        memory=memory, threads=threads, on_progress=on_progress,
+        memory=memory, threads=threads, watch=watch, on_progress=on_progress,
     )  # fmt: skip
     shutil.rmtree(scratch)
     if not found.ids_ascend:
