@@ -384,7 +384,7 @@ def memory_share(memory: str | None, share: float) -> tuple[str, int]:
 
     Args:
         memory: all of it, as DuckDB writes it; default 80 % of the machine's.
-        share: DuckDB's part.
+        share: DuckDB's part; more where that would be less than half a gigabyte.
 
     Returns:
         DuckDB's limit, and the bytes that are left.
@@ -403,7 +403,8 @@ def memory_share(memory: str | None, share: float) -> tuple[str, int]:
         number, unit, binary = written.groups()
         power = " KMGT".index(unit.upper() or " ")
         total = int(float(number) * (1024 if binary else 1000) ** power)
-    engine = int(total * share)
+    # However little there is: below half a gigabyte DuckDB can't sort.
+    engine = max(int(total * share), min(total // 2, 500_000_000))
     return f"{engine // 1000} KB", total - engine
 
 

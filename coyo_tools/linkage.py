@@ -11,7 +11,8 @@ edge. Rows come in the order of the keep policy, best first:
 All of it is a few arrays over nodes and edges; rows themselves are only passed by.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from coyo_tools.neighbours import NearPairs
 from coyo_tools.row_hashes import Distinct
 
 Nodes = npt.NDArray[np.uint32]
+Offsets = npt.NDArray[np.uint32] | npt.NDArray[np.int64]
 UNCLAIMED = np.iinfo(np.uint32).max
 
 
@@ -37,7 +39,7 @@ class Graph:
     """
 
     hashes: Hashes
-    offsets: Places
+    offsets: Offsets
     neighbours: Nodes
     words: npt.NDArray[np.uint64]
     ranks: Places
@@ -49,34 +51,47 @@ class Graph:
         return found
 
 
-def build_graph(distinct: Distinct, pairs: NearPairs) -> Graph:
+def build_graph(distinct: Distinct, pairs: NearPairs, threads: int) -> Graph:
     """Make nodes of the repeated and the near ones of the distinct hashes.
 
     Raises:
-        ValueError: a pair is not among the distinct hashes.
+        ValueError: a pair is not among the distinct hashes, or there are more nodes than 32 bits
+            can number.
     """
     involved = distinct.repeated.copy()
-    for block in pairs.blocks():
-        places = distinct.find(block.ravel())
-        if len(places) and places.min() < 0:
-            raise ValueError("a pair of hashes that are not among the distinct ones")
-        involved[places] = True
-    words, ranks = _ranked(involved)
-    hashes = distinct.hashes[involved]
-    if len(hashes) >= UNCLAIMED:
-        raise ValueError(f"{len(hashes)} hashes with company are more than 32 bits can number")
-    del involved
-    edges = np.empty((pairs.count, 2), np.uint32)
-    done = 0
-    for block in pairs.blocks():
-        found = np.empty(block.size, np.int64)
-        _nodes(distinct.find(block.ravel()), words, ranks, found)
-        edges[done : done + len(block)] = found.reshape(-1, 2)
-        done += len(block)
-    offsets = np.zeros(len(hashes) + 1, np.int64)
-    neighbours = np.empty(2 * len(edges), np.uint32)
+    with ThreadPoolExecutor(threads) as pool:
+        for places in _places_of(pairs, distinct, pool, threads):
+            if len(places) and places.min() < 0:
+                raise ValueError("a pair of hashes that are not among the distinct ones")
+            involved[places] = True
+        words, ranks = _ranked(involved)
+        hashes = distinct.hashes[involved]
+        del involved
+        if len(hashes) >= UNCLAIMED:
+            raise ValueError(f"{len(hashes)} hashes with company are more than 32 bits can number")
+        edges = np.empty(2 * pairs.count, np.uint32)
+        done = 0
+        for places in _places_of(pairs, distinct, pool, threads):
+            found = np.empty(len(places), np.int64)
+            _nodes(places, words, ranks, found)
+            edges[done : done + len(found)] = found
+            done += len(found)
+    # Places in `neighbours` fit 32 bits up to two thousand million pairs.
+    offsets: Offsets = np.zeros(len(hashes) + 1, np.uint32)
+    if len(edges) >= UNCLAIMED:
+        offsets = offsets.astype(np.int64)
+    neighbours = np.empty(len(edges), np.uint32)
     _adjacency(edges, offsets, neighbours)
     return Graph(hashes, offsets, neighbours, words, ranks)
+
+
+def _places_of(
+    pairs: NearPairs, distinct: Distinct, pool: ThreadPoolExecutor, threads: int
+) -> Iterator[Places]:
+    """Yield the places of both hashes of each pair, one after the other."""
+    for block in pairs.blocks():
+        parts = np.array_split(block.ravel(), threads)
+        yield np.concatenate(list(pool.map(distinct.find, parts)))
 
 
 def link_rows(
@@ -150,16 +165,15 @@ def _nodes(places: Places, words: npt.NDArray[np.uint64], ranks: Places, found: 
 
 
 @compiled
-def _adjacency(edges: npt.NDArray[np.uint32], offsets: Places, neighbours: Nodes) -> None:
+def _adjacency(edges: Nodes, offsets: Offsets, neighbours: Nodes) -> None:
     nodes = offsets.shape[0] - 1
     for e in range(edges.shape[0]):
-        offsets[edges[e, 0]] += 1
-        offsets[edges[e, 1]] += 1
+        offsets[edges[e]] += 1
     for v in range(nodes):
         offsets[v + 1] += offsets[v]  # now where the neighbours of each end
-    for e in range(edges.shape[0]):
-        one = edges[e, 0]
-        other = edges[e, 1]
+    for e in range(0, edges.shape[0], 2):
+        one = edges[e]
+        other = edges[e + 1]
         offsets[one] -= 1
         neighbours[offsets[one]] = other
         offsets[other] -= 1
@@ -167,7 +181,7 @@ def _adjacency(edges: npt.NDArray[np.uint32], offsets: Places, neighbours: Nodes
 
 
 @compiled
-def _join(offsets: Places, neighbours: Nodes, root: Nodes) -> None:
+def _join(offsets: Offsets, neighbours: Nodes, root: Nodes) -> None:
     """Give every node the least node of its component (union by the lesser, paths halved)."""
     nodes = root.shape[0]
     for v in range(nodes):
@@ -194,7 +208,7 @@ def _claim(
     node_of: Nodes,
     root: Nodes,
     by_star: npt.NDArray[np.bool_],
-    offsets: Places,
+    offsets: Offsets,
     neighbours: Nodes,
     keeper: Nodes,
 ) -> None:

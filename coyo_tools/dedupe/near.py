@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import numpy as np
@@ -32,6 +33,8 @@ from coyo_tools.row_hashes import Distinct, RowHashes, RowHashWriter, distinct_h
 from coyo_tools.rows import KeptRows
 from coyo_tools.source import Source
 
+T = TypeVar("T", bound=np.generic)
+COMPANY = "company.parquet"
 _ROWS = 1 << 20
 _LEAST_SEARCH = 1 << 28  # bytes, however little is left beside the hashes
 
@@ -67,7 +70,7 @@ class NearDuplicates:
         self._company = company
         self._keepers = keepers
         self._settings = settings
-        self._sizes = np.ones(len(graph.hashes), np.int64)
+        self._sizes = np.ones(len(graph.hashes), np.uint32)
         self.by_distance = np.zeros(PHASH_BITS + 1, np.int64)
 
     def removed(self) -> Iterator[Removed]:
@@ -78,7 +81,7 @@ class NearDuplicates:
             rows, keepers = rows[gone], keepers[gone]
             bits = distances(self._graph, self._node_of, rows, keepers)
             self.by_distance += np.bincount(bits, minlength=PHASH_BITS + 1)
-            np.add.at(self._sizes, self._node_of[keepers], 1)
+            np.add.at(self._sizes, self._node_of[keepers], np.uint32(1))
             yield Removed(
                 places[gone],
                 {ID: self._ids[rows], "duplicate_of": self._ids[keepers], "distance": bits},
@@ -86,8 +89,12 @@ class NearDuplicates:
 
     def group_sizes(self) -> dict[int, int]:
         """Return how many groups there are of each size above 1."""
-        sizes, counts = np.unique(self._sizes[self._sizes > 1], return_counts=True)
-        return dict(zip(sizes.tolist(), counts.tolist(), strict=True))
+        counts: dict[int, int] = {}
+        for start in range(0, len(self._sizes), _ROWS):
+            block = self._sizes[start : start + _ROWS]
+            for size, groups in zip(*np.unique(block[block > 1], return_counts=True), strict=True):
+                counts[int(size)] = counts.get(int(size), 0) + int(groups)
+        return dict(sorted(counts.items()))
 
     def chained(self) -> tuple[int, int]:
         """Count the rows that are farther from their keeper than the radius; and the farthest."""
@@ -97,12 +104,18 @@ class NearDuplicates:
 
     def largest(self) -> list[tuple[int, int, list[tuple[int, int]]]]:
         """Return the largest groups: the id that stays, the rows, ids and distances of some."""
-        groups = np.flatnonzero(self._sizes > 1)
-        if len(groups) == 0:
+        top = np.empty(0, np.int64)
+        least = 2
+        for start in range(0, len(self._sizes), _ROWS):
+            large = start + np.flatnonzero(self._sizes[start : start + _ROWS] >= least)
+            groups = np.concatenate([top, large])
+            kept = self._ids[self._keepers[groups]]
+            order = np.lexsort((kept, -self._sizes[groups].astype(np.int64)))
+            top = groups[order[:LARGEST_GROUPS]]
+            if len(top) == LARGEST_GROUPS:
+                least = int(self._sizes[top[-1]])
+        if len(top) == 0:
             return []
-        kept = self._ids[self._keepers[groups]]
-        order = np.lexsort((kept, -self._sizes[groups]))[:LARGEST_GROUPS]
-        top = groups[order]
         members: dict[int, list[tuple[int, int]]] = {int(node): [] for node in top}
         wanted = np.zeros(len(self._sizes), np.bool_)
         wanted[top] = True
@@ -173,7 +186,7 @@ def find_near(
     hashes, flat, ascending = _read_hashes(session, pool, scratch)
     watch.finished("reading hashes")
     count = hashes.valid.count
-    room = _array(count, scratch / "distinct.u64", memory)
+    room = _array(count, np.uint64, scratch / "distinct.u64", int(memory * 0.7))
     distinct = distinct_hashes(hashes, room, threads)
     watch.finished("sorting them")
     bits_set = (0, PHASH_BITS) if settings.flat_near else ORDINARY_BITS
@@ -187,16 +200,16 @@ def find_near(
         on_progress=on_progress,
     )
     watch.finished("finding pairs")
-    graph = build_graph(distinct, pairs)
+    graph = build_graph(distinct, pairs, threads)
     node_of, company = _rows_with_company(hashes, distinct, graph, scratch, pool.rows, threads)
     distinct_count = len(distinct.hashes)
     del distinct, room
     watch.finished("finding rows with company")
-    ids = _write_company(session, policy, company, scratch / "company.parquet")
+    ids = _write_company(session, policy, company, scratch, memory // 4)
     keepers, split = link_rows(
         graph,
         node_of,
-        _best_first(session, policy, scratch / "company.parquet"),
+        _best_first(session, policy, scratch / COMPANY),
         components=settings.components,
         max_group=settings.max_group,
     )
@@ -225,16 +238,17 @@ def _read_hashes(
         return writer.finished(), writer.flat, digest.ascending
 
 
-def _array(count: int, path: Path, memory: int) -> Hashes:
-    """Make room for hashes: in memory, or in a file where they would fill most of that."""
-    if 8 * count <= memory * 0.7 or count == 0:
-        return np.empty(count, np.uint64)
+def _array(count: int, kind: type[T], path: Path, memory: int) -> npt.NDArray[T]:
+    """Make room for numbers: in memory, or in a file if they would fill more than ``memory``."""
+    size = count * np.dtype(kind).itemsize
+    if size <= memory or count == 0:
+        return np.empty(count, kind)
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal
-            os.posix_fallocate(file.fileno(), 0, 8 * count)
+            os.posix_fallocate(file.fileno(), 0, size)
         else:
-            file.truncate(8 * count)
-    return np.memmap(path, np.uint64, "r+", shape=(count,))
+            file.truncate(size)
+    return np.memmap(path, kind, "r+", shape=(count,))
 
 
 def _rows_with_company(
@@ -264,10 +278,15 @@ def _rows_with_company(
 
 
 def _write_company(
-    session: duckdb.DuckDBPyConnection, policy: KeepPolicy, company: KeptRows, path: Path
+    session: duckdb.DuckDBPyConnection,
+    policy: KeepPolicy,
+    company: KeptRows,
+    scratch: Path,
+    memory: int,
 ) -> npt.NDArray[np.int64]:
     """Write what the keep policy needs of the rows with company; return their ids."""
-    ids = np.empty(company.count, np.int64)
+    path = scratch / COMPANY
+    ids = _array(company.count, np.int64, scratch / "ids.i64", memory)
     select = exp.select(exp.column(ID), *policy.selected()).from_("pool")
     place = 0
     number = 0

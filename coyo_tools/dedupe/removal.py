@@ -143,7 +143,11 @@ def write_removed(
 ) -> KeptRows:
     """Write removed.parquet; return the rows of the pool that are left."""
     gone = KeptRows(pool_rows)
-    with pq.ParquetWriter(path, schema, compression="zstd", compression_level=ZSTD_LEVEL) as writer:
+    # Ids hardly repeat; looking for those that do takes longer than writing them.
+    few = [field.name for field in schema if field.type not in (pa.int64(), pa.uint64())]
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=few
+    ) as writer:
         for batch in _regrouped(batches, schema, gone):
             writer.write_table(batch, row_group_size=ROW_GROUP_ROWS)
     return gone.complement()

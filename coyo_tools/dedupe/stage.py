@@ -51,7 +51,7 @@ from coyo_tools.source import NOTES, Source, open_source
 LINKAGES = ("star", "components")
 
 # Of the memory, DuckDB's part: it sorts and spills; the rest holds arrays.
-_ENGINE_SHARE = 0.375
+_ENGINE_SHARE = 0.25
 
 _SCHEMA = pa.schema(
     [
@@ -249,11 +249,12 @@ def _near(
         session, pool, policy, settings, scratch,
         memory=memory, threads=threads, watch=watch, on_progress=on_progress,
     )  # fmt: skip
-    shutil.rmtree(scratch)
     if not found.ids_ascend:
         refuse_duplicate_ids(session, session.view("pool"), pool.path)
     duplicates = found.duplicates
     kept = write_removed(duplicates.removed(), _SCHEMA, pool.rows, directory / REMOVED)
+    largest = duplicates.largest()
+    shutil.rmtree(scratch)  # an array of ids may lie there until now
     chained, farthest = duplicates.chained()
     return _Done(
         kept,
@@ -264,7 +265,7 @@ def _near(
             found.without_hash,
             duplicates.group_sizes(),
             {bits: int(rows) for bits, rows in enumerate(duplicates.by_distance) if rows},
-            describe_groups(session, pool, duplicates.largest()),
+            describe_groups(session, pool, largest),
             distinct=found.distinct,
             pairs=found.pairs,
             flat=found.flat,
