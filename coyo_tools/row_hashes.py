@@ -175,13 +175,21 @@ def distinct_hashes(rows: RowHashes, hashes: Hashes, threads: int) -> Distinct:
         threads: how many threads.
     """
     ends = np.cumsum(rows.heads) - rows.heads
-    for block, valid in rows.blocks():
-        _scatter_valid(block, valid, ends, hashes)
-    stops = np.concatenate([[0], ends])
-    parts = [hashes[start:stop] for start, stop in pairwise(stops) if stop > start]
+    # Each thread has some of the beginnings to itself.
+    shares = np.searchsorted(ends, np.linspace(0, len(hashes), threads + 1))
+    shares[0], shares[-1] = 0, _PARTS
     repeated = np.zeros(len(hashes), np.bool_)
-    marks = [repeated[start:stop] for start, stop in pairwise(stops) if stop > start]
     with ThreadPoolExecutor(threads) as pool:
+        for block, valid in rows.blocks():
+            spread = [
+                pool.submit(_scatter_valid, block, valid, low, high, ends, hashes)
+                for low, high in pairwise(shares.tolist())
+            ]
+            for done in spread:
+                done.result()
+        stops = np.concatenate([[0], ends])
+        parts = [hashes[start:stop] for start, stop in pairwise(stops) if stop > start]
+        marks = [repeated[start:stop] for start, stop in pairwise(stops) if stop > start]
         counts = list(pool.map(_unique, parts, marks))
     count = 0
     for part, mark, kept in zip(parts, marks, counts, strict=True):
@@ -205,10 +213,17 @@ def _unique(part: Hashes, repeated: npt.NDArray[np.bool_]) -> int:
 
 
 @compiled
-def _scatter_valid(block: Hashes, valid: npt.NDArray[np.bool_], ends: Places, out: Hashes) -> None:
+def _scatter_valid(
+    block: Hashes,
+    valid: npt.NDArray[np.bool_],
+    low: int,
+    high: int,
+    ends: Places,
+    out: Hashes,
+) -> None:
     for x in range(block.shape[0]):
-        if valid[x]:
-            head = np.int64(block[x] >> np.uint64(56))
+        head = np.int64(block[x] >> np.uint64(56))
+        if low <= head < high and valid[x]:
             out[ends[head]] = block[x]
             ends[head] += 1
 

@@ -211,7 +211,7 @@ def describe_groups(
     )
     shown: dict[int, dict[str, str | None]] = {
         row[0]: {
-            name: None if value is None else str(value)[:_TEXT_SHOWN]
+            name: None if value is None else _shortened(str(value))
             for name, value in zip(names, row[1:], strict=True)
         }
         for row in rows.select(ID, *names).fetchall()
@@ -225,6 +225,10 @@ def describe_groups(
         DuplicateGroup(member(kept, 0), rows, tuple(member(*one) for one in members))
         for kept, rows, members in groups
     )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…"
 
 
 def write_page_of(directory: Path, name: str, made: Manifest) -> None:
