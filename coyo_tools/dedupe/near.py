@@ -122,14 +122,14 @@ class NearDuplicates:
         for _, rows in self._rows():
             keepers = self._keepers[self._node_of[rows]]
             heads = self._node_of[keepers]
-            chosen = wanted[heads] & (keepers != rows)
+            chosen = np.flatnonzero(wanted[heads] & (keepers != rows))
+            chosen = chosen[_first_of_each(heads[chosen], MEMBERS_SHOWN)]
             bits = distances(self._graph, self._node_of, rows[chosen], keepers[chosen])
             for head, row, distance in zip(heads[chosen], rows[chosen], bits, strict=True):
                 shown = members[int(head)]
                 if len(shown) < MEMBERS_SHOWN:
                     shown.append((int(self._ids[row]), int(distance)))
-                elif all(len(one) >= MEMBERS_SHOWN for one in members.values()):
-                    break
+                wanted[head] = len(shown) < MEMBERS_SHOWN
         return [
             (int(self._ids[self._keepers[node]]), int(self._sizes[node]), members[int(node)])
             for node in top
@@ -143,6 +143,14 @@ class NearDuplicates:
             places = start + np.flatnonzero(inside)
             yield places, np.arange(first, first + len(places))
             first += len(places)
+
+
+def _first_of_each(groups: Nodes, count: int) -> npt.NDArray[np.int64]:
+    """Return the places of the first ``count`` members of each group, in order."""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    begins = np.searchsorted(ordered, ordered)
+    return np.sort(order[np.arange(len(order)) - begins < count])
 
 
 @dataclass(frozen=True)
