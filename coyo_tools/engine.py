@@ -374,6 +374,16 @@ def refuse_duplicate_ids(
         )
 
 
+def refuse_pool_with_duplicate_ids(session: duckdb.DuckDBPyConnection, where: str) -> None:
+    """As ``refuse_duplicate_ids`` for the whole pool; ids that ascend take one look at each."""
+    digest = IdDigest()
+    for ids in ids_of(session.view("pool").select(ID)):
+        digest.update(ids)
+        if not digest.ascending:
+            refuse_duplicate_ids(session, session.view("pool"), where)
+            return
+
+
 def count_rows(relation: duckdb.DuckDBPyRelation) -> int:
     """Count a relation's rows."""
     return int(relation.aggregate("count(*)").fetchall()[0][0])

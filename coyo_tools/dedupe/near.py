@@ -22,7 +22,7 @@ from sqlglot import exp
 from coyo_tools.columns import ID, IMAGE_PHASH
 from coyo_tools.dedupe.keep import KeepPolicy
 from coyo_tools.dedupe.removal import LARGEST_GROUPS, MEMBERS_SHOWN, Removed
-from coyo_tools.engine import BATCH_ROWS, id_numbers
+from coyo_tools.engine import BATCH_ROWS, id_numbers, refuse_duplicate_ids
 from coyo_tools.hamming_search import Hashes
 from coyo_tools.linkage import Graph, Nodes, build_graph, distances, link_rows
 from coyo_tools.manifest import IdDigest, Stopwatch
@@ -163,7 +163,6 @@ class NearFound:
     distinct: int
     pairs: int
     split: int
-    ids_ascend: bool
 
 
 def find_near(
@@ -190,8 +189,11 @@ def find_near(
         threads: how many threads.
         watch: told what each step takes.
         on_progress: told of the search for pairs.
+
+    Raises:
+        SourceError: ids are not unique.
     """
-    hashes, flat, ascending = _read_hashes(session, pool, scratch)
+    hashes, flat = _read_hashes(session, pool, scratch)
     watch.finished("reading hashes")
     count = hashes.valid.count
     room = _array(count, np.uint64, scratch / "distinct.u64", int(memory * 0.7))
@@ -229,21 +231,23 @@ def find_near(
         distinct=distinct_count,
         pairs=pairs.count,
         split=split,
-        ids_ascend=ascending,
     )
 
 
 def _read_hashes(
     session: duckdb.DuckDBPyConnection, pool: Source, scratch: Path
-) -> tuple[RowHashes, int, bool]:
-    """Read all hashes into a file; count flat ones; say whether ids ascend."""
+) -> tuple[RowHashes, int]:
+    """Read all hashes into a file, and count flat ones; refuse ids that are not unique."""
     digest = IdDigest()
     with RowHashWriter(scratch / "rows.u64", pool.rows) as writer:
         relation = session.view("pool").select(ID, IMAGE_PHASH)
         for batch in relation.to_arrow_reader(BATCH_ROWS):
             digest.update(id_numbers(batch.column(0)))
             writer.append(batch.column(1))
-        return writer.finished(), writer.flat, digest.ascending
+        hashes = writer.finished()
+    if not digest.ascending:
+        refuse_duplicate_ids(session, session.view("pool"), pool.path)
+    return hashes, writer.flat
 
 
 def _array(count: int, kind: type[T], path: Path, memory: int) -> npt.NDArray[T]:

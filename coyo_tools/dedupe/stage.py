@@ -39,7 +39,7 @@ from coyo_tools.engine import (
     memory_share,
     open_session,
     recipe_errors,
-    refuse_duplicate_ids,
+    refuse_pool_with_duplicate_ids,
 )
 from coyo_tools.errors import RecipeError
 from coyo_tools.manifest import Manifest, Stopwatch, new_artifact, write_manifest
@@ -209,7 +209,7 @@ def _exact(
     output: Path,
     directory: Path,
 ) -> _Done:
-    refuse_duplicate_ids(session, session.view("pool"), pool.path)
+    refuse_pool_with_duplicate_ids(session, pool.path)
     sql = find_equal(session, candidates, policy)
     kept = write_removed(removed_rows(session, pool), _SCHEMA, pool.rows, directory / REMOVED)
     removed = pool.rows - kept.count
@@ -249,8 +249,6 @@ def _near(
         session, pool, policy, settings, scratch,
         memory=memory, threads=threads, watch=watch, on_progress=on_progress,
     )  # fmt: skip
-    if not found.ids_ascend:
-        refuse_duplicate_ids(session, session.view("pool"), pool.path)
     duplicates = found.duplicates
     kept = write_removed(duplicates.removed(), _SCHEMA, pool.rows, directory / REMOVED)
     largest = duplicates.largest()
