@@ -59,6 +59,7 @@ from coyo_tools.neighbours import near_pairs
 SIZE = 10_000_000
 COYO_DISTINCT, COYO_ROWS = 579_679_137, 746_972_269  # the dataset card's
 SCORE = "clip_similarity_vitl14"
+CODEC = "COMPRESSION zstd, COMPRESSION_LEVEL 1"  # ours
 # How many hashes each peer gets, and which radii: imagededup and the tree compare about all
 # with all.
 PEERS = (
@@ -186,20 +187,18 @@ def exact(bench: Bench) -> None:
             plain.execute(f"CREATE OR REPLACE TEMP TABLE removed AS {removed}")
             plain.execute(
                 "COPY (SELECT pool.* FROM pool ANTI JOIN removed USING (id)) "
-                f"TO '{scratch}/hand.parquet' (COMPRESSION zstd, COMPRESSION_LEVEL 1, PRESERVE_ORDER true)"
+                f"TO '{scratch}/hand.parquet' ({CODEC}, PRESERVE_ORDER true)"
             )
-            plain.execute(
-                f"COPY removed TO '{scratch}/gone.parquet' (COMPRESSION zstd, COMPRESSION_LEVEL 1)"
-            )
+            plain.execute(f"COPY removed TO '{scratch}/gone.parquet' ({CODEC})")
 
         def by_qualify() -> None:
             plain.execute(
                 f"COPY (SELECT * FROM pool QUALIFY row_number() OVER ({_BEST}) = 1 ORDER BY id) "
-                f"TO '{scratch}/hand.parquet' (COMPRESSION zstd, COMPRESSION_LEVEL 1)"
+                f"TO '{scratch}/hand.parquet' ({CODEC})"
             )
             plain.execute(
                 f"COPY (SELECT id, first_value(id) OVER ({_BEST}) AS kept FROM pool "
-                f"QUALIFY id <> kept) TO '{scratch}/gone.parquet' (COMPRESSION zstd, COMPRESSION_LEVEL 1)"
+                f"QUALIFY id <> kept) TO '{scratch}/gone.parquet' ({CODEC})"
             )
 
         peers: dict[str, Callable[[], object]] = {

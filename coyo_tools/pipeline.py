@@ -19,7 +19,13 @@ from coyo_tools.balance import balance_pool
 from coyo_tools.bundled import bundled
 from coyo_tools.columns import IMAGE_PHASH
 from coyo_tools.cuts import parse_sample, top_rule
-from coyo_tools.dedupe import decontaminate_pool, dedupe_pool
+from coyo_tools.dedupe import (
+    DEFAULT_RADIUS,
+    check_dedupe,
+    decontaminate_pool,
+    dedupe_pool,
+    refuse_settings,
+)
 from coyo_tools.download import DownloadSettings, download_pictures
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.filter import filter_pool
@@ -345,6 +351,11 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
             )
     if does == "filter":
         _check_filter(settings, where)
+    if does == "dedupe":
+        chosen = {k: v for k, v in settings.items() if k not in ("source", "keep", *_ENGINE)}
+        check_dedupe(**chosen | {"by": tuple(settings.get("by", [IMAGE_PHASH]))})
+    if does == "decontaminate":
+        refuse_settings(settings.get("radius", DEFAULT_RADIUS), settings.get("flat", "exact"))
     return Stage(name, does, settings)
 
 

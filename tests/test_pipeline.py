@@ -50,7 +50,7 @@ def pool(tmp_path: Path) -> Path:
         tmp_path / "pool.parquet",
         id=range(8),
         width=[100, 200, 300, 400, 500, 600, 700, 800],
-        image_phash=["a", "a", "a", "b", "b", "c", "c", "d"],
+        image_phash=[16 * digit for digit in "aaabbccd"],
     )
 
 
@@ -245,6 +245,50 @@ def test_balancing_is_a_stage_and_has_its_place_in_the_report(tmp_path: Path) ->
     assert "balance" in page
     (again,) = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
     assert again.skipped
+
+
+def test_evaluation_pictures_are_removed_by_a_stage_and_told_in_the_report(
+    pool: Path, tmp_path: Path
+) -> None:
+    evaluation = tmp_path / "eval.parquet"
+    pl.DataFrame({"image_phash": ["a" * 15 + "b", "d" * 16]}).write_parquet(evaluation)
+    road = ROAD.replace("[[stages]]", "[inputs.eval]\n[[stages]]", 1).replace(
+        'by = ["image_phash"]', 'linkage = "components"\nradius = 2\nmax_group = 9'
+    )
+    road += (
+        '[[stages]]\nname = "train"\ndoes = "decontaminate"\nsource = "unique"\n'
+        'against = "eval"\nradius = 1\naugment = false\nflat = "near"\n'
+    )
+    inputs = {"pool": str(pool), "eval": str(evaluation)}
+    outcomes = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
+    assert [outcome.manifest.rows_out for outcome in outcomes] == [6, 4, 2]
+    assert read_ids(tmp_path / "out" / "train") == [4, 6]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Groups are whole chains (single linkage) of up to 9 rows" in page
+    assert "2 of 4 rows removed, for 2 of 2 evaluation pictures" in page
+    again = run_pipeline(write(tmp_path, road), tmp_path / "out", inputs)
+    assert all(outcome.skipped for outcome in again)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ('linkage = "single"', "not one of star, components"),
+        ("radius = 13", "not one of 0 to 12"),
+        ("radius = -1", "at least 0 is needed"),
+        ("radius = true", "not of type int"),
+        ('by = ["url"]\nradius = 2', "rows are compared by url"),
+        ("max_group = 5", "star makes none"),
+        ("normalize = 1", "not of type bool"),
+    ],
+)
+def test_a_slip_in_a_deduplication_is_told_before_anything_runs(
+    pool: Path, tmp_path: Path, setting: str, said: str
+) -> None:
+    road = write(tmp_path, ROAD.replace('by = ["image_phash"]', setting))
+    with pytest.raises(CoyoError, match=said):
+        run(road, tmp_path / "out", pool)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from coyo_tools.dedupe.removal import (
     DecontaminateResult,
     DedupeResult,
     DuplicateGroup,
+    refuse_settings,
     size_bins,
 )
-from coyo_tools.dedupe.stage import dedupe_pool
+from coyo_tools.dedupe.stage import check_dedupe, dedupe_pool
 
 __all__ = [
     "DEFAULT_RADIUS",
@@ -16,7 +17,9 @@ __all__ = [
     "DecontaminateResult",
     "DedupeResult",
     "DuplicateGroup",
+    "check_dedupe",
     "decontaminate_pool",
     "dedupe_pool",
+    "refuse_settings",
     "size_bins",
 ]

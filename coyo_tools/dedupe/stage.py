@@ -113,7 +113,7 @@ def dedupe_pool(
     """
     watch = Stopwatch()
     pool = open_source(source)
-    _refuse_contradictions(by, radius, linkage, max_group, flat, normalize)
+    check_dedupe(by, radius, linkage, max_group, flat, normalize)
     policy = keep_policy(pool, keep)
     candidates = candidates_sql(pool, by, policy, normalize)
     pictures = same_picture(by)
@@ -174,14 +174,15 @@ def dedupe_pool(
     return result
 
 
-def _refuse_contradictions(
-    by: tuple[str, ...],
-    radius: int,
-    linkage: str,
-    max_group: int | None,
-    flat: str,
-    normalize: bool,
+def check_dedupe(
+    by: tuple[str, ...] = (IMAGE_PHASH,),
+    radius: int = 0,
+    linkage: str = "star",
+    max_group: int | None = None,
+    flat: str = "exact",
+    normalize: bool = False,
 ) -> None:
+    """Raise ``RecipeError`` if settings of ``dedupe_pool`` are none, or contradict each other."""
     if linkage not in LINKAGES:
         raise RecipeError(f"--linkage {linkage!r} is not one of {', '.join(LINKAGES)}.")
     refuse_settings(radius, flat)
