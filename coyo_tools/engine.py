@@ -379,9 +379,8 @@ def refuse_pool_with_duplicate_ids(session: duckdb.DuckDBPyConnection, where: st
     digest = IdDigest()
     for ids in ids_of(session.view("pool").select(ID)):
         digest.update(ids)
-        if not digest.ascending:
-            refuse_duplicate_ids(session, session.view("pool"), where)
-            return
+    if not digest.ascending:  # not before the stream is over: DuckDB runs one query at a time
+        refuse_duplicate_ids(session, session.view("pool"), where)
 
 
 def count_rows(relation: duckdb.DuckDBPyRelation) -> int:

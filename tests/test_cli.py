@@ -45,7 +45,7 @@ def pool(tmp_path: Path) -> Path:
         id=range(10),
         text=[f"caption {i}" for i in range(10)],
         width=[100 * (i + 1) if i != 5 else None for i in range(10)],
-        image_phash=["a", "a", "b", "b", "b", "c", None, "d", "e", "f"],
+        image_phash=[16 * digit if digit != " " else None for digit in "aabbbc def"],
         watermark_score=[None] * 10,
     )
 

@@ -92,7 +92,8 @@ def skipped(outcomes: list[StageOutcome]) -> dict[str, bool]:
         ('name = "unique"', 'name = "../unique"', "a name is letters, digits, - and _"),
         ('name = "unique"', 'name = ""', "a name is letters, digits, - and _"),
         ("keep =", "kept =", "stage unique of road.toml has no `kept`. Did you mean keep?"),
-        ("keep =", "colour =", "has no `colour`. Known are by, keep, memory, source, threads."),
+        ("keep =", "colour =", "has no `colour`. Known are by, flat, keep, linkage, "
+            "max_group, memory, normalize, radius, source, threads."),
         ('recipe = "width >= 300"', "", "road.toml needs a `recipe`, or something else"),
         ('source = "clean"', "", "stage unique of road.toml needs `source`"),
         ('source = "clean"', 'source = "cleen"', "refers to 'cleen', which is no input and no"),
@@ -347,7 +348,7 @@ def test_a_changed_setting_stops_and_redo_replaces_what_follows_from_it(
 def test_another_input_stops(pool: Path, tmp_path: Path) -> None:
     path, out = write(tmp_path, ROAD), tmp_path / "out"
     run(path, out, pool)
-    write_pool(pool, id=range(8), width=[900] * 8, image_phash=["a"] * 8)
+    write_pool(pool, id=range(8), width=[900] * 8, image_phash=["a" * 16] * 8)
     with pytest.raises(PipelineError, match="clean was made with other settings or from other"):
         run(path, out, pool)
     assert run(path, out, pool, redo=True)[-1].manifest.rows_out == 1
