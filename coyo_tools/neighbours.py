@@ -13,55 +13,38 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import combinations
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from coyo_tools.bit_blocks import (
+    COMPARING_NS,
+    MOST_BLOCKS,
+    PARTING_NS,
+    Blocks,
+    cut_bits,
+)
 from coyo_tools.errors import OutputError
 from coyo_tools.hamming_search import (
     MAX_RADIUS,
     Hashes,
-    build_index,
     count_parities,
     histogram,
-    probe,
     scatter,
     search,
 )
+from coyo_tools.hash_index import HashIndex, with_room
 from coyo_tools.manifest import NO_ROOM
 from coyo_tools.phash import PHASH_BITS
 from coyo_tools.progress import Progress, no_progress
 
-# Nanoseconds on one core of the machine of docs/performance.md; their ratio is what matters.
-_PARTING = 3.0  # a hash, by one digit
-_COMPARING = 0.8  # two hashes
-_PROBING = 4.0  # a hash, in one table
-
 # Parts of up to so many hashes are compared each with each: 16 to 40 are equally fast.
 _COMPARED = 24
 _FIRST_DIGIT = 8
-_MOST_BLOCKS = 24  # choices grow faster than keys get narrower
 _FEW = 16  # one in so many is few: they are looked up rather than searched
 _CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """How the bits are cut: where each block begins, from the right, and how many bits it has.
-
-    ``picks`` blocks are the same in every two hashes within the radius.
-    """
-
-    shifts: npt.NDArray[np.int64]
-    widths: npt.NDArray[np.int64]
-    picks: int
-
-    def mask(self, block: int) -> int:
-        """Return the bits of a block."""
-        return ((1 << int(self.widths[block])) - 1) << int(self.shifts[block])
 
 
 @dataclass(frozen=True)
@@ -172,47 +155,9 @@ def near_pairs(
     return NearPairs(found.path, found.count)
 
 
-class HashIndex:
-    """A few hashes, filed so that what is near each of very many others is found quickly."""
-
-    def __init__(self, hashes: Hashes, radius: int) -> None:
-        self.radius = radius
-        self._bits = min(24, max(8, len(hashes).bit_length() + 2))
-        blocks = _blocks_to_probe(len(hashes), self._bits, radius)
-        self._masks = np.array(
-            [
-                sum(blocks.mask(block) for block in picked)
-                for picked in combinations(range(len(blocks.widths)), blocks.picks)
-            ],
-            np.uint64,
-        )
-        self._ends = np.empty((len(self._masks), (1 << self._bits) + 1), np.int64)
-        self._entries = np.empty((len(self._masks), len(hashes)), np.uint64)
-        build_index(hashes, self._masks, self._bits, self._ends, self._entries)
-
-    def near(self, hashes: Hashes) -> Hashes:
-        """Find the pairs, 0 to ``radius`` bits apart, of one of ``hashes`` and one of the index.
-
-        Returns:
-            Shape (pairs, 2), the one of ``hashes`` first; equal ``hashes`` give equal pairs.
-        """
-        return _filled(
-            len(hashes) // 16 + 1024,
-            lambda out: probe(
-                hashes, self._masks, self._bits, self._ends, self._entries, self.radius, out
-            ),
-        )
-
-
-def cut_bits(blocks: int, radius: int) -> Blocks:
-    """Cut 64 bits in blocks of nearly one width, the leftmost first."""
-    edges = np.round(np.linspace(PHASH_BITS, 0, blocks + 1)).astype(np.int64)
-    return Blocks(edges[1:].copy(), -np.diff(edges), blocks - radius)
-
-
 def choose_blocks(hashes: int, radius: int) -> Blocks:
     """Choose how many blocks cost least for so many ordinary hashes at a radius of 1 or more."""
-    best = min(range(radius + 1, _MOST_BLOCKS + 1), key=lambda m: search_cost(hashes, radius, m))
+    best = min(range(radius + 1, MOST_BLOCKS + 1), key=lambda m: search_cost(hashes, radius, m))
     return cut_bits(best, radius)
 
 
@@ -235,15 +180,15 @@ def search_cost(hashes: int, radius: int, blocks: int) -> float:
             part /= 2**step
             left -= step
             digits += 1
-        cost += prefixes * hashes * digits * _PARTING
+        cost += prefixes * hashes * digits * PARTING_NS
         if part <= _COMPARED or pick == picks:
-            return cost + prefixes * hashes * part / 2 * _COMPARING
+            return cost + prefixes * hashes * part / 2 * COMPARING_NS
     return cost
 
 
 def _recut_above(radius: int) -> int:
     """Return the size above which cutting a hot part again is cheaper than comparing in it."""
-    return int(2 * comb(radius + 2, 2) * 2 * _PARTING / _COMPARING)
+    return int(2 * comb(radius + 2, 2) * 2 * PARTING_NS / COMPARING_NS)
 
 
 def _search_all(
@@ -348,14 +293,6 @@ def _search_few(
         _all_done(waiting)
 
 
-def _blocks_to_probe(few: int, bits: int, radius: int) -> Blocks:
-    def cost(count: int) -> float:
-        keys = 2.0 ** min(bits, PHASH_BITS * (count - radius) / count)
-        return float(comb(count, radius) * (_PROBING + few / keys * _COMPARING))
-
-    return cut_bits(min(range(radius + 1, _MOST_BLOCKS + 1), key=cost), radius)
-
-
 def _parities(hashes: Hashes, bits_set: tuple[int, int], threads: int) -> npt.NDArray[np.int64]:
     """Count the hashes with an even and an odd number of bits set."""
     chunks = list(_chunks(hashes))
@@ -421,7 +358,7 @@ class _PairFile:
 
     def collect(self, room: int, work: Callable[[Hashes], int]) -> None:
         """Run ``work`` with room for so many pairs, again with enough if there were more."""
-        self.add(_filled(room, work))
+        self.add(with_room(room, work))
 
     def add(self, pairs: Hashes) -> None:
         """Append pairs, shape (n, 2)."""
@@ -450,12 +387,3 @@ class _Steps:
         """Say that a step is done."""
         self._done += 1
         self._on_progress(self._done, self._total)
-
-
-def _filled(room: int, work: Callable[[Hashes], int]) -> Hashes:
-    out = np.empty((room, 2), np.uint64)
-    count = work(out)
-    if count > room:
-        out = np.empty((count, 2), np.uint64)
-        count = work(out)
-    return out[:count]

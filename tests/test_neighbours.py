@@ -9,13 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coyo_tools.neighbours import (
-    HashIndex,
-    choose_blocks,
-    cut_bits,
-    near_pairs,
-    search_cost,
-)
+from coyo_tools.bit_blocks import cut_bits
+from coyo_tools.hash_index import HashIndex
+from coyo_tools.neighbours import choose_blocks, near_pairs, search_cost
 
 Hashes = npt.NDArray[np.uint64]
 TOP = np.uint64(1 << 63)

@@ -36,8 +36,8 @@ from coyo_tools.engine import (
 from coyo_tools.errors import EmptyResultError
 from coyo_tools.evaluation import EvaluationSet, read_evaluation
 from coyo_tools.hamming_search import Hashes
+from coyo_tools.hash_index import HashIndex
 from coyo_tools.manifest import IdDigest, Manifest, Stopwatch, new_artifact, write_manifest
-from coyo_tools.neighbours import HashIndex
 from coyo_tools.phash import ORDINARY_BITS, TURNS
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.row_hashes import parse_hashes
