@@ -3,6 +3,7 @@
 Nothing heavy is imported until the command that needs it runs, so that ``coyo --help`` is quick.
 """
 
+import atexit
 import errno
 import os
 import sys
@@ -59,6 +60,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # Typer has swallowed the KeyboardInterrupt
             typer.echo("\nInterrupted; nothing half-written was left behind.", err=True)
+        if end.code is None or isinstance(end.code, int):
+            _leave(end.code or 0)
         raise
     except CoyoError as error:
         _fail(error)
@@ -71,6 +74,22 @@ def main() -> None:
         if error.errno not in _PLACES:
             raise
         _fail(OutputError(f"{error.filename or 'A file'}: {error.strerror}."))
+
+
+def _leave(code: int) -> None:
+    """End here if DuckDB was loaded, before its binding lists all it takes for leaked on stderr.
+
+    It does so when other modules, such as torch, outlive it in Python's own clearing up.
+    """
+    if "duckdb" not in sys.modules:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 1
+    sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
 
 
 def _fail(error: CoyoError) -> None:
