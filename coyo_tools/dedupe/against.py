@@ -5,7 +5,6 @@ Rows are looked up one batch after the other; nothing of the pool is kept but a 
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import duckdb
@@ -18,16 +17,16 @@ from coyo_tools.dedupe.removal import (
     REMOVED,
     DecontaminateResult,
     Removed,
+    figures_of,
     refuse_settings,
     refuse_without_hashes,
-    write_kept,
     write_page_of,
     write_removed,
+    write_rest,
 )
 from coyo_tools.engine import (
     BATCH_ROWS,
     available_cores,
-    digest_ids,
     id_numbers,
     open_session,
     recipe_errors,
@@ -110,17 +109,10 @@ def decontaminate_pool(
                 f"All {pool.rows:,} rows are within {radius} bits of a picture of {against}.",
                 "Is the evaluation set the pool itself?",
             )
-        parts = write_kept(session, pool, kept, directory, on_progress)
-        digest = digest_ids(parts)
-        result = search.result(output, pool, digest.count)
+        result = search.result(output, pool, kept.count)
         removed = sum(result.by_distance.values())
-        if digest.count + removed != pool.rows:
-            raise RuntimeError(
-                f"{pool.rows} rows in, {digest.count} out, but {removed} removed with a reason"
-            )
-        details = asdict(result)
-        for name in ("output", "rows_in", "rows_out"):
-            del details[name]
+        digest = write_rest(session, pool, kept, removed, directory, on_progress)
+        details = figures_of(result)
         details["found"] = dict(list(result.found.items())[:_SHOWN])
         details["evaluation_found"] = len(result.found)
         details["refused"] = [list(one) for one in result.refused[:_SHOWN]]

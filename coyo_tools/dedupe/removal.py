@@ -5,7 +5,7 @@ removed.parquet, in which each of them stands with its reason, and the bits of t
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH
-from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, write_parts
+from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, digest_ids, write_parts
 from coyo_tools.errors import ColumnError, RecipeError
 from coyo_tools.hamming_search import MAX_RADIUS
-from coyo_tools.manifest import Manifest
+from coyo_tools.manifest import IdDigest, Manifest
 from coyo_tools.pages import write_page
 from coyo_tools.progress import Progress
 from coyo_tools.recipe import missing_column
@@ -182,6 +182,31 @@ def write_kept(
         files = [Path(file) for file in pool.files]
         return copy_rows(files, pool.file_rows, kept, directory, on_progress)
     return write_parts(session.view("pool"), directory, kept.between)
+
+
+def write_rest(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    kept: KeptRows,
+    removed: int,
+    directory: Path,
+    on_progress: Progress,
+) -> IdDigest:
+    """Write the rows that stay; raise if they and the ``removed`` ones are not all of the pool."""
+    digest = digest_ids(write_kept(session, pool, kept, directory, on_progress))
+    if digest.count + removed != pool.rows:
+        raise RuntimeError(
+            f"{pool.rows} rows in, {digest.count} out, but {removed} removed with a reason"
+        )
+    return digest
+
+
+def figures_of(result: DedupeResult | DecontaminateResult) -> dict[str, Any]:
+    """Return a result's figures as a manifest has them, without what has its own place there."""
+    figures = asdict(result)
+    for name in ("output", "rows_in", "rows_out"):
+        del figures[name]
+    return figures
 
 
 def file_starts(pool: Source) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ in are rows out and its rows. Rows with nothing to be compared by stay, and are 
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -26,16 +26,16 @@ from coyo_tools.dedupe.removal import (
     REMOVED,
     DedupeResult,
     describe_groups,
+    figures_of,
     refuse_settings,
     refuse_without_hashes,
     same_picture,
-    write_kept,
     write_page_of,
     write_removed,
+    write_rest,
 )
 from coyo_tools.engine import (
     available_cores,
-    digest_ids,
     memory_share,
     open_session,
     recipe_errors,
@@ -139,15 +139,10 @@ def dedupe_pool(
         else:
             done = _exact(session, pool, policy, candidates, output, directory)
         watch.finished("writing removed.parquet" if pictures else "finding equal rows")
-        parts = write_kept(session, pool, done.kept, directory, on_progress)
-        watch.finished("writing the rows that stay")
-        digest = digest_ids(parts)
         result = done.result
         removed = sum(result.by_distance.values())
-        if digest.count + removed != pool.rows:
-            raise RuntimeError(
-                f"{pool.rows} rows in, {digest.count} out, but {removed} removed with a reason"
-            )
+        digest = write_rest(session, pool, done.kept, removed, directory, on_progress)
+        watch.finished("writing the rows that stay")
         made = Manifest(
             kind="subset",
             parameters={
@@ -166,7 +161,12 @@ def dedupe_pool(
             lost=_losses(result, by, radius, normalize),
             id_digest=digest.hexdigest(),
             seconds=watch.seconds(),
-            details={**_details(result, pool), "seconds_by_step": watch.steps},
+            details={
+                **figures_of(result),
+                "ordinary_bits": list(ORDINARY_BITS),
+                "seconds_by_step": watch.steps,
+                NOTES: dict(pool.notes),
+            },
             sql=done.sql,
         )
         write_manifest(directory, made)
@@ -288,14 +288,3 @@ def _losses(
         if result.chained:
             lost["joined to a better row by a chain"] = result.chained
     return lost
-
-
-def _details(result: DedupeResult, pool: Source) -> dict[str, object]:
-    shown = asdict(result)
-    for name in ("output", "rows_in", "rows_out"):
-        del shown[name]
-    return {
-        **shown,
-        "ordinary_bits": list(ORDINARY_BITS),
-        NOTES: dict(pool.notes),
-    }
