@@ -18,7 +18,7 @@ from making import COYO, alive, descendants, encoded, names_in, needs_proc, pict
 from PIL import Image
 from webserver import Web, body, hang_up, redirect, serving, silence, status
 
-from coyo_tools.download import (
+from coyo_tools.download.stage import (
     DownloadResult,
     DownloadSettings,
     download_pictures,
