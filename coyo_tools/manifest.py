@@ -26,6 +26,7 @@ from coyo_tools import __version__
 from coyo_tools.errors import OutputError, SourceError
 
 MANIFEST = "manifest.json"
+_BEGUN = "begun.json"
 FORMAT = 1
 # What a write says when there is no room: the disk's, a quota's, a limit on the size of a file.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -79,7 +80,9 @@ def library_versions() -> dict[str, str]:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into an artifact that is being made."""
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    partial = directory / f".{MANIFEST}.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(directory / MANIFEST)
 
 
 def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
@@ -122,6 +125,50 @@ def new_artifact(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def resumable_artifact(
+    output: Path, begun_for: Mapping[str, Any], *, overwrite: bool = False, restart: bool = False
+) -> Iterator[Path]:
+    """As ``new_artifact``, but what is there when the block ends with an error stays for next time.
+
+    Args:
+        output: the artifact.
+        begun_for: what decides what is made, as JSON can hold it; what was begun for something
+            else is not gone on with.
+        overwrite: replace an earlier artifact.
+        restart: discard what is there.
+
+    Raises:
+        OutputError: as ``new_artifact``, or something else was begun.
+    """
+    refuse_existing(output, overwrite=overwrite)
+    with held_partial(output, keep=True) as partial:
+        if restart:
+            empty_directory(partial)
+        note = partial / _BEGUN
+        wanted = json.loads(json.dumps(begun_for))
+        if note.is_file():
+            begun = json.loads(note.read_text(encoding="utf-8"))
+            if begun != wanted:
+                names = [name for name in wanted if begun.get(name) != wanted[name]]
+                raise OutputError(
+                    f"{partial} holds an unfinished one with other {', '.join(sorted(names))}.",
+                    f"Give the command as it was to go on with that, or discard it with --restart, "
+                    f"or by deleting {partial}.",
+                )
+        else:
+            empty_directory(partial)
+            half = note.with_suffix(".half")
+            half.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+            half.replace(note)
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise RuntimeError(f"{partial} was finished without a {MANIFEST}")
+        _flush(partial)
+        _move_into_place(partial, output)
+        (output / _BEGUN).unlink()
+
+
+@contextlib.contextmanager
 def new_file(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a path to write, whose file becomes ``output`` when the block ends without an error.
 
@@ -145,8 +192,10 @@ def new_file(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held_partial(output: Path) -> Iterator[Path]:
+def held_partial(output: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield an empty ``.NAME.partial`` beside ``output``, locked and removed in the end.
+
+    With ``keep`` it is neither emptied nor removed.
 
     Raises:
         OutputError: another process holds it, the place can't be written, or the disk is full.
@@ -159,7 +208,8 @@ def held_partial(output: Path) -> Iterator[Path]:
         raise OutputError(f"Can't write to {output.parent}: {error.strerror}.") from error
     try:
         _hold(lock, output)
-        _empty(partial)
+        if not keep:
+            empty_directory(partial)
         try:
             yield partial
         except OSError as error:
@@ -168,7 +218,8 @@ def held_partial(output: Path) -> Iterator[Path]:
                 raise OutputError(message, "Free some space and run the command again.") from error
             raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(lock)
 
@@ -202,7 +253,8 @@ def _hold(lock: int, output: Path) -> None:
         raise OutputError(f"Another process is writing {output}.", "Wait for it to end.") from error
 
 
-def _empty(directory: Path) -> None:
+def empty_directory(directory: Path) -> None:
+    """Remove all that is in a directory."""
     for path in directory.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -213,6 +265,13 @@ def _flush(directory: Path) -> None:
         if path.suffix in _DATA_SUFFIXES:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def put_back(output: Path) -> None:
+    """Give a result its name again that was killed in the moment between the old and the new."""
+    old = output.parent / f".{output.name}.old"
+    if old.is_dir() and not os.path.lexists(output):
+        old.rename(output)
 
 
 def _move_into_place(partial: Path, output: Path) -> None:

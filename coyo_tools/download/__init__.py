@@ -1,5 +1,6 @@
 """Download: a plan before, a ledger during, a judgement after; img2dataset fetches."""
 
-from coyo_tools.download.stage import DownloadResult, DownloadSettings, download_pictures
+from coyo_tools.download.settings import DownloadResult, DownloadSettings, Pace
+from coyo_tools.download.stage import download_pictures
 
-__all__ = ["DownloadResult", "DownloadSettings", "download_pictures"]
+__all__ = ["DownloadResult", "DownloadSettings", "Pace", "download_pictures"]

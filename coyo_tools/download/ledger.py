@@ -7,10 +7,14 @@ picture that was served, before it was shrunk, and of the picture that is stored
 import polars as pl
 
 from coyo_tools.columns import ID, URL
+from coyo_tools.fetching.journal import OK
 
-OK = "ok"
+__all__ = ["DRIFTED", "LEDGER_SCHEMA", "NOT_FETCHED", "NO_CAPTION", "OK", "PLACEHOLDER"]
+
 DRIFTED = "drifted"
 PLACEHOLDER = "placeholder"
+NO_CAPTION = "no caption"
+NOT_FETCHED = "not fetched"
 
 LEDGER_SCHEMA = {
     ID: pl.Int64,

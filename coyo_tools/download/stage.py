@@ -1,108 +1,57 @@
-"""Download: img2dataset fetches each url once; what it got is judged, and packed by id.
+"""The road of a download: plan, fetch, pack as batches are done, then ledger, report, manifest.
 
-The rows of a subset become WebDataset tars keyed by id, and a ledger that says of every id what
-became of it. A picture that no longer has the pHash the row was scored with has drifted, and
-stays out. Raw bytes live only until their shard is packed. Left out for now: retrying, resuming,
-forecasting.
+Everything lies in the output's ``.NAME.partial`` until it is whole, and stays there when the stage
+is stopped: the same command goes on from it. What it was begun for stands beside it, so that other
+rows or settings are never mixed in.
 """
 
-import re
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import duckdb
-import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
+from coyo_tools.download.ledger import OK
+from coyo_tools.download.packing import is_packed, pack_shard
+from coyo_tools.download.plan import FATES, Plan, number_urls, read_plan, write_plan
+from coyo_tools.download.settings import DownloadResult, DownloadSettings, check_settings
 from coyo_tools.engine import (
     available_cores,
-    count_rows,
+    ids_of,
     open_session,
     read_sql,
     recipe_errors,
     refuse_duplicate_ids,
 )
-from coyo_tools.errors import ColumnError, DownloadError, EmptyResultError
-from coyo_tools.fetcher import (
-    SERVED_BYTES,
-    URL_NUMBER,
-    FetchSettings,
-    start_fetching,
-    stop_fetching,
+from coyo_tools.errors import ColumnError, DownloadError, EmptyResultError, OutputError, SourceError
+from coyo_tools.fetching.journal import done_path
+from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
+from coyo_tools.fetching.tally import read_tally
+from coyo_tools.manifest import (
+    MANIFEST,
+    IdDigest,
+    Manifest,
+    Stopwatch,
+    empty_directory,
+    put_back,
+    read_manifest,
+    refuse_existing,
+    resumable_artifact,
+    settings_digest,
+    write_manifest,
 )
-from coyo_tools.manifest import IdDigest, Manifest, Stopwatch, new_artifact, write_manifest
-from coyo_tools.phash import hamming
-from coyo_tools.pictures import Picture, PictureSettings, PictureWorkers, Refusal
 from coyo_tools.progress import Progress, no_progress
-from coyo_tools.shards import LEDGER, SHARDS_KIND, ShardWriter, shard_name
-from coyo_tools.source import open_source
+from coyo_tools.shards import LEDGER, SHARDS_KIND, shard_name
+from coyo_tools.source import Source, open_source
 
-_PHASH = re.compile("[0-9a-fA-F]{16}")
-_FATES_SCHEMA = {
-    ID: pl.Int64,
-    URL: pl.String,
-    IMAGE_PHASH: pl.String,
-    "outcome": pl.String,
-    "detail": pl.String,
-    "bytes": pl.Int64,
-    "served_width": pl.Int32,
-    "served_height": pl.Int32,
-    "served_phash": pl.String,
-    "phash_distance": pl.Int32,
-    "shard": pl.String,
-}
-
-# What urllib's exceptions say, as img2dataset passes it on; the first that fits names the outcome.
-_NETWORK_OUTCOMES = (
-    ("X-Robots-Tag", "opt-out"),
-    ("timed out", "timeout"),
-    ("Name or service not known", "dns"),
-    ("name resolution", "dns"),
-    ("nodename nor servname", "dns"),
-    ("No address associated", "dns"),
-    ("Connection refused", "refused"),
-    ("IncompleteRead", "cut short"),
-    ("reset by peer", "connection lost"),
-    ("Remote end closed", "connection lost"),
-    ("Broken pipe", "connection lost"),
-    ("codec can't encode", "bad url"),
-    ("URL can't contain", "bad url"),
-    ("nonnumeric port", "bad url"),
-    ("Invalid IPv6 URL", "bad url"),
-    ("CERTIFICATE", "tls"),
-    ("SSL", "tls"),
-)
-
-
-@dataclass(frozen=True)
-class DownloadSettings:
-    """How to download: see ``coyo download --help`` for what each is for."""
-
-    picture: PictureSettings = field(default_factory=PictureSettings)
-    max_drift: int = 8
-    samples_per_shard: int = 10_000
-    processes: int | None = None
-    threads: int = 32
-    timeout: int = 10
-
-
-@dataclass(frozen=True)
-class DownloadResult:
-    """What a download did: ``outcomes`` counts the ledger's rows by outcome, commonest first."""
-
-    output: Path
-    rows_in: int
-    rows_out: int
-    urls: int
-    outcomes: dict[str, int]
-    seconds: float
+_POLL_SECONDS = 0.2
+_STAGE = "download"
 
 
 def download_pictures(
@@ -111,15 +60,97 @@ def download_pictures(
     settings: DownloadSettings | None = None,
     *,
     overwrite: bool = False,
+    retry: bool = False,
+    restart: bool = False,
     on_progress: Progress = no_progress,
 ) -> DownloadResult:
     """Fetch the pictures of a pool or subset into shards with a ledger.
 
+    A finished download of the same rows with the same settings is left as it is, without a request.
+    One that was stopped goes on.
+
+    Args:
+        source: the pool or subset; with columns ``url`` and ``text``.
+        output: directory to make.
+        settings: how.
+        overwrite: replace a finished result, whatever it is of.
+        retry: ask again, in a finished result, for what could come at another time.
+        restart: discard what a stopped download has fetched.
+        on_progress: called with urls that were asked for and urls in all.
+
     Raises:
-        CoyoError: the source is at fault, img2dataset failed, or not one picture arrived.
+        CoyoError: the source is at fault, the output is something else, img2dataset failed, or not
+            one picture arrived.
     """
     watch = Stopwatch()
     chosen = settings or DownloadSettings()
+    check_settings(chosen)
+    pool = _open_pool(source)
+    put_back(output)
+    earlier: Manifest | None = None
+    if _is_there(output) and not overwrite:
+        earlier = _same_download(output, pool, chosen)
+        if not retry or not earlier.details["retryable"]:
+            return _finished_before(output, earlier)
+    elif retry:
+        raise SourceError(
+            f"--retry tries again what a finished download lacks, and there is none in {output}.",
+            "Leave --retry out. A download that was stopped goes on by itself.",
+        )
+    begun_for = {
+        "subset": pool.fingerprint,
+        **chosen.as_parameters(),
+        "retry_of": settings_digest(asdict(earlier)) if earlier else None,
+    }
+    with (
+        _kept_when_stopped(output),
+        resumable_artifact(
+            output, begun_for, overwrite=overwrite or retry, restart=restart
+        ) as directory,
+    ):
+        fetched = 0
+        if not (directory / MANIFEST).is_file():  # it is there if all but the last move was done
+            fetched = _make(
+                pool, directory, chosen, output if earlier else None, watch, on_progress
+            )
+        made = read_manifest(directory)
+        shutil.rmtree(directory / "work", ignore_errors=True)
+    return replace(_result(output, made), fetched=fetched, seconds=watch.seconds())
+
+
+def _make(
+    pool: Source,
+    directory: Path,
+    settings: DownloadSettings,
+    earlier: Path | None,
+    watch: Stopwatch,
+    on_progress: Progress,
+) -> int:
+    """Make all of an artifact, the manifest last; return how many urls were asked for."""
+    for left in directory.glob(".spill-*"):
+        shutil.rmtree(left)
+    work = directory / "work"
+    plan = _plan(pool, directory, settings, earlier)
+    asked_before, _ = read_tally(work)
+    if plan.urls:
+        _fetch_and_pack(directory, work, plan, settings, earlier, on_progress)
+    asked, _ = read_tally(work)
+    if earlier is not None:
+        _take_over(earlier, directory)
+    with open_session(pool, output=directory) as session, recipe_errors(pool):
+        made = _conclude(session, pool, directory, plan, settings, earlier)
+    if not made.rows_out:
+        said = ", ".join(f"{outcome} {rows:,}" for outcome, rows in made.lost.items())
+        empty_directory(directory)  # or a second try would find everything done
+        raise EmptyResultError(
+            f"None of {pool.rows:,} pictures arrived: {said}.",
+            "Check the network, and the proxy settings (http_proxy, https_proxy).",
+        )
+    write_manifest(directory, replace(made, seconds=watch.seconds()))
+    return asked - asked_before
+
+
+def _open_pool(source: str | Path) -> Source:
     pool = open_source(source)
     for name in (URL, TEXT):
         if name not in pool.columns:
@@ -128,218 +159,236 @@ def download_pictures(
         if name in pool.columns and not pa.types.is_string(pool.schema.field(name).type):
             kind = pool.schema.field(name).type
             raise ColumnError(f"Column `{name}` of {source} is {kind}, not text.")
-    with (
-        new_artifact(output, overwrite=overwrite) as directory,
-        open_session(pool, output=directory) as session,
-    ):
-        work = directory / "work"
-        with recipe_errors(pool):
-            refuse_duplicate_ids(session, session.view("pool"), pool.path)
-            urls = _plan(session, work)
-        if urls:
-            _fetch_and_pack(directory, work, urls, chosen, on_progress)
-        _unfetchable(session).write_parquet(work / "fates-unfetchable.parquet")
-        ledger = _write_ledger(session, directory, work, pool.rows)
-        shutil.rmtree(work)
-        outcomes = dict(
-            ledger["outcome"].value_counts().sort("count", "outcome", descending=True).iter_rows()
-        )
-        if not outcomes.get("ok"):
-            said = ", ".join(f"{outcome} {rows:,}" for outcome, rows in outcomes.items())
-            raise EmptyResultError(
-                f"None of {pool.rows:,} pictures arrived: {said}.",
-                "Check the network, and the proxy settings (http_proxy, https_proxy).",
-            )
-        digest = IdDigest()
-        digest.update(ledger.filter(outcome="ok")[ID].to_numpy().astype(np.int64))
-        write_manifest(
-            directory,
-            Manifest(
-                kind=SHARDS_KIND,
-                parameters={
-                    "stage": "download",
-                    "image_size": chosen.picture.image_size,
-                    "quality": chosen.picture.quality,
-                    "max_drift": chosen.max_drift,
-                    "samples_per_shard": chosen.samples_per_shard,
-                },
-                inputs=[pool.as_input("subset")],
-                rows_in=pool.rows,
-                rows_out=digest.count,
-                lost={name: rows for name, rows in outcomes.items() if name != "ok"},
-                id_digest=digest.hexdigest(),
-                seconds=watch.seconds(),
-                details={"urls": urls, "bytes_served": int(ledger["bytes"].sum() or 0)},
-            ),
-        )
-    return DownloadResult(output, pool.rows, digest.count, urls, outcomes, watch.seconds())
+    return pool
 
 
-def _plan(session: duckdb.DuckDBPyConnection, work: Path) -> int:
-    """Write what img2dataset fetches and the rows that wait for it; return the number of urls."""
-    work.mkdir()
-    session.execute(read_sql("download/urls.sql"))
-    urls = session.table("urls").order(URL_NUMBER)
-    urls.write_parquet(str(work / "urls.parquet"))
-    session.sql(read_sql("download/rows.sql")).write_parquet(str(work / "rows.parquet"))
-    return count_rows(session.table("urls"))
+def _is_there(output: Path) -> bool:
+    return (output / MANIFEST).is_file()
+
+
+def _same_download(output: Path, pool: Source, settings: DownloadSettings) -> Manifest:
+    """Return the manifest of a finished download if it is of these rows, with these settings."""
+    made = read_manifest(output)
+    if made.kind != SHARDS_KIND or made.parameters.get("stage") != _STAGE:
+        refuse_existing(output)
+    wanted = settings.as_parameters()
+    different = [
+        f"--{name.replace('_', '-')} was {made.parameters.get(name)!r}, not {value!r}"
+        for name, value in wanted.items()
+        if made.parameters.get(name) != value
+    ]
+    if made.inputs[0].fingerprint != pool.fingerprint:
+        different.insert(0, f"it was made from other rows ({made.inputs[0].path})")
+    if different:
+        raise OutputError(
+            f"{output} already holds another download: {'; '.join(different)}.",
+            "Choose another -o, or add --overwrite to replace the result there.",
+        )
+    return made
+
+
+def _finished_before(output: Path, made: Manifest) -> DownloadResult:
+    return replace(_result(output, made), finished_before=True)
+
+
+def _result(output: Path, made: Manifest) -> DownloadResult:
+    details = made.details
+    return DownloadResult(
+        output=output,
+        rows_in=made.rows_in,
+        rows_out=made.rows_out,
+        urls=details["urls"],
+        fetched=0,
+        retryable=details["retryable"],
+        outcomes=details["outcomes"],
+        seconds=made.seconds,
+    )
+
+
+@contextmanager
+def _kept_when_stopped(output: Path) -> Iterator[None]:
+    """Say at a Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(
+            f"Stopped. What was fetched for {output} is kept; the same command goes on from there."
+        ) from stopped
+
+
+def _plan(pool: Source, directory: Path, settings: DownloadSettings, earlier: Path | None) -> Plan:
+    """Return the plan that a stopped download had made, or make one."""
+    work = directory / "work"
+    found = read_plan(work)
+    if found is not None:
+        return found
+    work.mkdir(exist_ok=True)
+    with open_session(pool, output=directory) as session, recipe_errors(pool):
+        refuse_duplicate_ids(session, session.view("pool"), pool.path)
+        number_urls(session, settings.samples_per_shard)
+        if earlier is not None:
+            _view_earlier(session, directory, earlier)
+            session.execute(read_sql("download/only_retryable.sql"))
+        processes = settings.pace.processes or available_cores()
+        return write_plan(
+            session, work, settings.samples_per_shard, processes, all_rows=earlier is None
+        )
+
+
+def _view_earlier(
+    session: duckdb.DuckDBPyConnection, directory: Path, earlier: Path
+) -> duckdb.DuckDBPyRelation:
+    """Make the view ``earlier`` of an earlier ledger: by a link, since the session is fenced in."""
+    ledger = directory / "work" / "earlier.parquet"
+    if not ledger.exists():
+        _link(earlier / LEDGER, ledger)
+    return session.read_parquet(str(ledger.absolute())).create_view("earlier")
 
 
 def _fetch_and_pack(
-    directory: Path, work: Path, urls: int, settings: DownloadSettings, on_progress: Progress
+    directory: Path,
+    work: Path,
+    plan: Plan,
+    settings: DownloadSettings,
+    earlier: Path | None,
+    on_progress: Progress,
 ) -> None:
-    processes = settings.processes or available_cores()
-    raw = work / "raw"
+    """Let img2dataset fetch, and pack each shard as soon as nothing more can come for it."""
     log = work / "img2dataset.log"
-    shards = -(-urls // settings.samples_per_shard)
-    fetcher = start_fetching(
-        FetchSettings(
-            urls=str((work / "urls.parquet").absolute()),
-            output=str(raw.absolute()),
-            urls_per_shard=settings.samples_per_shard,
-            processes=min(processes, shards),
-            threads=settings.threads,
-            timeout=settings.timeout,
-        ),
-        log,
-    )
-    packed = 0
+    unpacked = {shard for shard in plan.batches if not is_packed(work, shard)}
+    if not unpacked:
+        return
+    fetcher = start_fetching(_fetch_settings(work, plan.batch_count, settings), log)
     try:
-        with PictureWorkers(settings.picture, processes) as workers:
-            for number in _finished_shards(raw, shards, lambda: fetcher.poll() is None):
-                first = number * settings.samples_per_shard
-                last = min(first + settings.samples_per_shard, urls)
-                rows = _rows_of_shard(work / "rows.parquet", first, last)
-                fates = _pack_shard(directory, raw, number, rows, workers, settings)
-                fates.write_parquet(work / f"fates-{number:05d}.parquet")
-                packed += 1
-                on_progress(min(packed * settings.samples_per_shard, urls), urls)
+        while unpacked:
+            running = fetcher.poll() is None
+            ready = [shard for shard in sorted(unpacked) if _is_fetched(work, plan.batches[shard])]
+            for shard in ready:
+                old = None if earlier is None else earlier / shard_name(shard)
+                pack_shard(directory, work, shard, plan.batches[shard], settings, old)
+                unpacked.remove(shard)
+            on_progress(min(read_tally(work)[0], plan.urls), plan.urls)
+            if not running and not ready:
+                break
+            if running and not ready:
+                time.sleep(_POLL_SECONDS)
     finally:
         stop_fetching(fetcher)
-    if packed < shards:
+    if unpacked:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         tail = "\n  ".join(lines[-5:])
         raise DownloadError(
-            f"img2dataset ended after {packed} of {shards} shards. Its last words:\n  {tail}"
+            f"img2dataset ended with {len(unpacked):,} of {len(plan.batches):,} shards unfinished. "
+            f"Its last words:\n  {tail}",
+            "What was fetched is kept; the same command goes on from there.",
         )
 
 
-def _finished_shards(raw: Path, shards: int, running: Callable[[], bool]) -> Iterator[int]:
-    """Yield shard numbers as img2dataset finishes them (it then writes NUMBER_stats.json)."""
-    waiting = set(range(shards))
-    while waiting:
-        still_running = running()
-        ready = sorted(n for n in waiting if (raw / f"{n:05d}_stats.json").is_file())
-        yield from ready
-        waiting -= set(ready)
-        if not ready and not still_running:
-            return
-        if not ready:
-            time.sleep(0.1)
+def _fetch_settings(folder: Path, batches: int, settings: DownloadSettings) -> FetchSettings:
+    pace = settings.pace
+    processes = min(pace.processes or available_cores(), batches)
+    return FetchSettings(
+        folder=str(folder.absolute()),
+        batches=batches,
+        processes=processes,
+        threads=pace.threads,
+        attempts=pace.attempts,
+        backoff=pace.backoff,
+        distributor=pace.distributor,
+        policy={
+            "timeout": pace.timeout,
+            "max_seconds": pace.deadline,
+            "max_bytes": settings.max_bytes,
+            "per_host": max(1, pace.per_host // processes),
+            "allowed_networks": settings.allowed_networks,
+            "honour_opt_outs": settings.honour_opt_outs,
+            "blocked_domains": sorted(settings.blocked_domains),
+            "robots_cache": str(folder.absolute() / "robots.sqlite"),
+        },
+        picture=asdict(settings.picture),
+    )
 
 
-def _rows_of_shard(rows: Path, first: int, last: int) -> pl.DataFrame:
-    wanted = pl.col(URL_NUMBER).is_between(first, last, closed="left")
-    return pl.scan_parquet(rows).filter(wanted).collect()
+def _is_fetched(work: Path, batches: Sequence[int]) -> bool:
+    return all(done_path(work, number).exists() for number in batches)
 
 
-def _pack_shard(
+def _take_over(earlier: Path, directory: Path) -> None:
+    """Link the tars of an earlier download for which nothing new has come."""
+    for tar in sorted(earlier.glob("*.tar")):
+        if not (directory / tar.name).exists():
+            _link(tar, directory / tar.name)
+
+
+def _link(old: Path, new: Path) -> None:
+    """Give a file a second name, or copy it where that can't be."""
+    try:
+        os.link(old, new)
+    except OSError:
+        partial = new.with_name(f".{new.name}.partial")
+        shutil.copyfile(old, partial)
+        partial.replace(new)
+
+
+def _conclude(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
     directory: Path,
-    raw: Path,
-    number: int,
-    rows: pl.DataFrame,
-    workers: PictureWorkers,
+    plan: Plan,
     settings: DownloadSettings,
-) -> pl.DataFrame:
-    """Judge what was served for one shard's urls, write its tar, return its rows' fates."""
-    served = raw / f"{number:05d}.parquet"
-    results: dict[int, Picture | Refusal] = {}
-    with pq.ParquetFile(served) as parquet:
-        results.update(workers.decode(_served(parquet, results)))
-    fates = []
-    name = shard_name(number)
-    with ShardWriter(directory / name) as shard:
-        for row in rows.sort(ID).iter_rows(named=True):
-            missing = Refusal("not fetched", "img2dataset gave no answer for this url")
-            result = results.get(row.pop(URL_NUMBER), missing)
-            fate = _judge(row, result, settings.max_drift)
-            if fate["outcome"] == "ok" and isinstance(result, Picture):
-                shard.add(row[ID], result.jpeg, row[TEXT], row)
-                fate["shard"] = name
-            fates.append(fate)
-    served.unlink()
-    return pl.DataFrame(fates, schema=_FATES_SCHEMA)
-
-
-def _served(
-    parquet: pq.ParquetFile, results: dict[int, Picture | Refusal]
-) -> Iterator[tuple[int, bytes]]:
-    """Yield the bytes that were served; note the urls that gave none in ``results``."""
-    columns = [URL_NUMBER, "error_message", SERVED_BYTES]
-    for batch in parquet.iter_batches(batch_size=64, columns=columns):
-        for sample in batch.to_pylist():
-            if sample["error_message"] is not None:
-                message = sample["error_message"]
-                results[sample[URL_NUMBER]] = Refusal(network_outcome(message), message)
-            else:
-                yield sample[URL_NUMBER], sample[SERVED_BYTES]
-
-
-def network_outcome(message: str) -> str:
-    """Name the outcome that an error message of img2dataset stands for.
-
-    >>> network_outcome("HTTP Error 404: Not Found")
-    'http 4xx'
-    """
-    if message.startswith("HTTP Error "):
-        return f"http {message[len('HTTP Error ')]}xx"
-    for sign, outcome in _NETWORK_OUTCOMES:
-        if sign in message:
-            return outcome
-    return "other"
-
-
-def _judge(row: dict[str, Any], result: Picture | Refusal, max_drift: int) -> dict[str, Any]:
-    fate: dict[str, Any] = {ID: row[ID], URL: row[URL], IMAGE_PHASH: row.get(IMAGE_PHASH)}
-    if isinstance(result, Refusal):
-        return fate | {"outcome": result.reason, "detail": result.detail}
-    fate |= {
-        "outcome": "ok",
-        "detail": "",
-        "bytes": result.bytes_served,
-        "served_width": result.width,
-        "served_height": result.height,
-        "served_phash": result.image_phash,
-    }
-    if row[TEXT] is None or not row[TEXT].strip():
-        return fate | {"outcome": "no caption", "detail": "the text is empty"}
-    if fate[IMAGE_PHASH] is None:
-        return fate
-    if not _PHASH.fullmatch(fate[IMAGE_PHASH]):
-        return fate | {"detail": "drift unknown: image_phash is not 16 hex digits"}
-    distance = hamming(result.image_phash, fate[IMAGE_PHASH])
-    fate["phash_distance"] = distance
-    if distance > max_drift:
-        fate |= {"outcome": "drifted", "detail": f"pHash distance {distance}"}
-    return fate
-
-
-def _unfetchable(session: duckdb.DuckDBPyConnection) -> pl.DataFrame:
-    rows = session.sql(read_sql("download/unfetchable.sql")).fetchall()
-    fates = [
-        {ID: id_, URL: url, "outcome": "bad url", "detail": "not an http or https address"}
-        for id_, url in rows
-    ]
-    return pl.DataFrame(fates, schema=_FATES_SCHEMA)
+    earlier: Path | None,
+) -> Manifest:
+    """Write the ledger, and return the manifest of what is in it; its seconds are still missing."""
+    _write_ledger(session, pool, directory, earlier)
+    session.read_parquet(str((directory / LEDGER).absolute())).create_view("ledger")
+    counts = session.sql(read_sql("download/outcomes.sql")).fetchall()
+    digest = IdDigest()
+    for ids in ids_of(session.view("ledger").filter("outcome = 'ok'").select(ID)):
+        digest.update(ids)
+    every = IdDigest()
+    for ids in ids_of(session.view("ledger").select(ID)):
+        every.update(ids)
+    if every.count != pool.rows or not every.ascending:
+        raise RuntimeError(f"the ledger has {every.count} rows for {pool.rows} ids")
+    outcomes = {outcome: rows for outcome, rows, _, _ in counts}
+    return Manifest(
+        kind=SHARDS_KIND,
+        parameters={"stage": _STAGE, **settings.as_parameters()},
+        inputs=[pool.as_input("subset")],
+        rows_in=pool.rows,
+        rows_out=digest.count,
+        lost={outcome: rows for outcome, rows in outcomes.items() if outcome != OK},
+        id_digest=digest.hexdigest(),
+        seconds=0.0,
+        details={
+            "urls": plan.urls,
+            "outcomes": outcomes,
+            "retryable": sum(retryable for _, _, retryable, _ in counts),
+            "bytes_served": sum(served for _, _, _, served in counts),
+            "pace": asdict(settings.pace),
+        },
+    )
 
 
 def _write_ledger(
-    session: duckdb.DuckDBPyConnection, directory: Path, work: Path, rows: int
-) -> pl.DataFrame:
-    fates = sorted(str(path.absolute()) for path in work.glob("fates-*.parquet"))
-    session.read_parquet(fates).create_view("fates")
-    session.sql(read_sql("download/ledger.sql")).write_parquet(str(directory / LEDGER))
-    ledger = pl.read_parquet(directory / LEDGER)
-    if ledger.height != rows or ledger[ID].n_unique() != rows:
-        raise RuntimeError(f"the ledger has {ledger.height} rows for {rows} ids")
-    return ledger
+    session: duckdb.DuckDBPyConnection, pool: Source, directory: Path, earlier: Path | None
+) -> None:
+    files = sorted(str(path.absolute()) for path in (directory / "work" / FATES).glob("*.parquet"))
+    asked = session.read_parquet(files, union_by_name=True)
+    if earlier is None:
+        asked.create_view("fates")
+    else:
+        asked.create_view("asked")
+        _view_earlier(session, directory, earlier)
+        session.sql(read_sql("download/fates.sql")).create_view("fates")
+    hashed: duckdb.Expression = duckdb.ColumnExpression(IMAGE_PHASH)
+    if IMAGE_PHASH not in pool.columns:
+        hashed = duckdb.ConstantExpression(None)
+    session.view("pool").select(duckdb.ColumnExpression(ID), hashed.alias(IMAGE_PHASH)).create_view(
+        "hashes"
+    )
+    partial = directory / "work" / LEDGER
+    session.sql(read_sql("download/ledger.sql")).write_parquet(
+        str(partial.absolute()), compression="zstd"
+    )
+    partial.replace(directory / LEDGER)

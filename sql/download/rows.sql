@@ -1,5 +1,5 @@
--- The pool's rows in the order of the urls they wait for, to be read shard by shard.
-SELECT pool.*, urls.url_number
+-- The rows that wait for a url, by shard, to be written one file each.
+SELECT pool.*, planned.url_number AS __url_number, planned.shard AS __file
 FROM pool
-JOIN urls USING (url)
-ORDER BY urls.url_number, pool.id;
+JOIN planned USING (url)
+ORDER BY __file, pool.id;
