@@ -49,6 +49,12 @@ class DownloadError(CoyoError):
     """img2dataset could not do its work; its own last words are quoted."""
 
 
+class StoppedError(CoyoError):
+    """Ctrl-C ended a stage that keeps what it has done; the command goes on when given again."""
+
+    exit_code = 130
+
+
 class TrainingError(CoyoError):
     """The training loop refuses its input or stopped; ``coyo_align`` says why."""
 

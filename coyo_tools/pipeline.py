@@ -26,7 +26,7 @@ from coyo_tools.dedupe import (
     dedupe_pool,
     refuse_settings,
 )
-from coyo_tools.download import DownloadSettings, download_pictures
+from coyo_tools.download import EVERY_NETWORK, DownloadSettings, Pace, download_pictures
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.filter import filter_pool
 from coyo_tools.index import index_pictures
@@ -107,7 +107,11 @@ def _balance(settings: dict[str, Any], output: Path, on_progress: Progress) -> o
 
 def _download(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     source = settings.pop("source")
-    chosen = DownloadSettings(picture=_picture_settings(settings), **settings)
+    picture = _picture_settings(settings)
+    pace = Pace(**{name: settings.pop(name) for name in _PACE if name in settings})
+    if settings.pop("allow_private_networks", False):
+        settings["allowed_networks"] = EVERY_NETWORK
+    chosen = DownloadSettings(picture=picture, pace=pace, **settings)
     return download_pictures(source, output, chosen, on_progress=on_progress)
 
 
@@ -129,16 +133,24 @@ def _evaluate(settings: dict[str, Any], output: Path, _: Progress) -> object:
 
 
 def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
-    names = ("image_size", "quality")
+    names = ("image_size", "quality", "resize")
     return PictureSettings(**{name: settings.pop(name) for name in names if name in settings})
 
 
 _PICTURES: dict[str, type] = {
-    "image_size": int, "quality": int, "samples_per_shard": int, "processes": int,
+    "image_size": int,
+    "quality": int,
+    "resize": str,
+    "samples_per_shard": int,
+    "processes": int,
+}
+_PACE: dict[str, type] = {
+    "processes": int, "threads": int, "per_host": int, "timeout": int, "deadline": int,
+    "attempts": int, "backoff": float,
 }  # fmt: skip
 _LEAST = {
     "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
-    "max_drift": 0, "timeout": 1, "samples": 1, "batch_size": 2, "limit": 1,
+    "max_drift": 0, "timeout": 1, "per_host": 1, "deadline": 1, "attempts": 1, "max_bytes": 1, "samples": 1, "batch_size": 2, "limit": 1,
     "max_per_entry": 1, "radius": 0, "max_group": 1,
 }  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}
@@ -175,7 +187,10 @@ _KINDS: dict[str, _Kind] = {
     ),
     "download": _Kind(
         frozenset({"source"}),
-        {**_PICTURES, "max_drift": int, "threads": int, "timeout": int},
+        {
+            **_PICTURES, **_PACE, "max_drift": int, "keep_drifted": bool, "max_bytes": int,
+            "allow_private_networks": bool,
+        },
         frozenset({"source"}),
         _download,
     ),

@@ -8,7 +8,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,36 @@ class Sample:
     jpeg: bytes
     text: str
     row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One sample as it lies in a tar: the bytes of its three files."""
+
+    id: int
+    jpeg: bytes
+    text: bytes
+    row: bytes
+
+
+def encode_sample(id_: int, jpeg: bytes, text: str, row: Mapping[str, Any]) -> EncodedSample:
+    """Make a sample's files; ``row`` holds its columns and becomes the ``.json``."""
+    columns = {name: _plain(value) for name, value in row.items()}
+    encoded = json.dumps(columns, ensure_ascii=False, allow_nan=False)
+    return EncodedSample(id_, jpeg, text.encode(), encoded.encode())
+
+
+def encoded_samples(tar: Path) -> Iterator[EncodedSample]:
+    """Yield the samples of a tar of ours, whose files lie together, in its order."""
+    with tarfile.open(tar) as opened:
+        files: dict[str, bytes] = {}
+        for member in opened:
+            stem, _, suffix = member.name.partition(".")
+            file = opened.extractfile(member)
+            files[suffix] = file.read() if file is not None else b""
+            if len(files) == 3:
+                yield EncodedSample(int(stem), files["jpg"], files["txt"], files["json"])
+                files = {}
 
 
 def shard_name(number: int) -> str:
@@ -56,11 +86,13 @@ class ShardWriter:
 
     def add(self, id_: int, jpeg: bytes, text: str, row: Mapping[str, Any]) -> None:
         """Append a sample; ``row`` holds its columns and becomes the ``.json``."""
-        columns = {name: _plain(value) for name, value in row.items()}
-        encoded = json.dumps(columns, ensure_ascii=False, allow_nan=False)
-        self._append(f"{id_}.jpg", jpeg)
-        self._append(f"{id_}.txt", text.encode())
-        self._append(f"{id_}.json", encoded.encode())
+        self.add_encoded(encode_sample(id_, jpeg, text, row))
+
+    def add_encoded(self, sample: EncodedSample) -> None:
+        """Append a sample whose files are ready."""
+        self._append(f"{sample.id}.jpg", sample.jpeg)
+        self._append(f"{sample.id}.txt", sample.text)
+        self._append(f"{sample.id}.json", sample.row)
 
     def _append(self, name: str, data: bytes) -> None:
         member = tarfile.TarInfo(name)

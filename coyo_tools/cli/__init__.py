@@ -14,7 +14,7 @@ import typer
 
 from coyo_tools import __version__
 from coyo_tools.cli import balance, curate, dedupe, filtering, look, models, pictures, pools, roads
-from coyo_tools.errors import CoyoError, OutputError
+from coyo_tools.errors import CoyoError, OutputError, StoppedError
 
 app = typer.Typer(
     name="coyo",
@@ -95,5 +95,5 @@ def _leave(code: int) -> None:
 def _fail(error: CoyoError) -> None:
     if os.environ.get("COYO_DEBUG"):
         traceback.print_exception(error)
-    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"\n{error}" if isinstance(error, StoppedError) else f"error: {error}", err=True)
     sys.exit(error.exit_code)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,8 @@ Memory = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads; default all cores.", min=1)]
 
 _PLAIN_WIDTH = 140
+# Seconds between lines of a log: often at first, for who looks at the start.
+_FIRST_LINE, _LAST_LINE = 10.0, 300.0
 _POLARS_THREADS = "POLARS_MAX_THREADS"
 
 
@@ -146,3 +149,82 @@ def progress_bar(label: str) -> Iterator[Progress]:
     ) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def download_progress(label: str) -> Iterator[Progress]:
+    """Yield a callback that shows urls a second and the time left, also where nobody is watching.
+
+    On a terminal it is a bar; in a log, as under nohup, a line from time to time.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _log_lines(label)
+        return
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        task = bars.add_task(label, total=None, rate="")
+        rate = _Rate()
+
+        def show(done: int, total: int) -> None:
+            speed = rate.of(done)
+            bars.update(
+                task, completed=done, total=total, rate=f"{speed:,.0f} images/s" if speed else ""
+            )
+
+        yield show
+
+
+class _Rate:
+    """Units a second since the first one that was seen."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def of(self, done: int) -> float:
+        """Return the rate up to now, 0 before it is known."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        start, already = self._first
+        return (done - already) / (now - start) if now > start else 0.0
+
+
+def _log_lines(label: str) -> Progress:
+    rate = _Rate()
+    said = time.monotonic()
+    pause = _FIRST_LINE
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said, pause
+        speed = rate.of(done)
+        now = time.monotonic()
+        if now - said < pause or not speed or done >= total:
+            return
+        said, pause = now, min(2 * pause, _LAST_LINE)
+        left = (total - done) / speed
+        hours, minutes = int(left // 3600), int(left % 3600 // 60)
+        say(
+            f"{label}: {done:,} of {total:,}, {speed:,.0f} images/s, "
+            f"{hours} h {minutes:02d} min left"
+        )
+
+    return tell

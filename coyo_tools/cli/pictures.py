@@ -12,6 +12,7 @@ from coyo_tools.cli.output import (
     Output,
     Overwrite,
     cell_text,
+    download_progress,
     examples,
     print_json,
     print_table,
@@ -23,6 +24,13 @@ ImageSize = Annotated[
     int, typer.Option(help="Longest side of the stored pictures, pixels; never enlarged.", min=16)
 ]
 Quality = Annotated[int, typer.Option(help="JPEG quality.", min=1, max=95)]
+Resize = Annotated[
+    str,
+    typer.Option(
+        help="How to shrink: keep_ratio_largest (longest side), keep_ratio (shortest side), "
+        "center_crop, border, no."
+    ),
+]
 SamplesPerShard = Annotated[int, typer.Option(help="Samples in a tar.", min=1)]
 Processes = Annotated[int | None, typer.Option(help="Processes; default one per core.", min=1)]
 
@@ -31,6 +39,7 @@ def download_command(
     subset: Annotated[str, typer.Argument(help=SOURCE_HELP)],
     output: Output,
     image_size: ImageSize = 256,
+    resize: Resize = "keep_ratio_largest",
     quality: Quality = 90,
     max_drift: Annotated[
         int,
@@ -41,33 +50,117 @@ def download_command(
             max=64,
         ),
     ] = 8,
+    keep_drifted: Annotated[
+        bool, typer.Option("--keep-drifted", help="Keep drifted pictures, marked in their .json.")
+    ] = False,
     samples_per_shard: SamplesPerShard = 10_000,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="Ask again, in a finished result, for what could still come."),
+    ] = False,
+    pilot: Annotated[
+        int | None,
+        typer.Option(help="First fetch so many urls, forecast the rest, and stop.", min=100),
+    ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="With --pilot: do not stop after the forecast.")
+    ] = False,
     processes: Processes = None,
     threads: Annotated[int, typer.Option(help="Requests at a time, per process.", min=1)] = 32,
-    timeout: Annotated[int, typer.Option(help="Seconds before a request is given up.", min=1)] = 10,
+    per_host: Annotated[
+        int, typer.Option(help="Requests at a time to one host; at least one per process.", min=1)
+    ] = 16,
+    timeout: Annotated[
+        int, typer.Option(help="Seconds before a silent request is given up.", min=1)
+    ] = 10,
+    deadline: Annotated[
+        int, typer.Option(help="Seconds before a slow request is given up.", min=1)
+    ] = 60,
+    attempts: Annotated[
+        int, typer.Option(help="How often to ask for what could come another time.", min=1)
+    ] = 3,
+    backoff: Annotated[
+        float,
+        typer.Option(help="Seconds before the second attempt; 4 times as long before each next."),
+    ] = 5.0,
+    max_bytes: Annotated[
+        int, typer.Option(help="Bytes beyond which a file is too large.", min=1)
+    ] = 20_000_000,
+    ignore_opt_outs: Annotated[
+        bool,
+        typer.Option("--ignore-opt-outs", help="Fetch in spite of robots.txt and X-Robots-Tag."),
+    ] = False,
+    blocklist: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of domains, one a line, never to ask; may be repeated."),
+    ] = None,
+    allow_network: Annotated[
+        list[str] | None,
+        typer.Option(help="A private network that may be asked, as 10.1.0.0/16; may be repeated."),
+    ] = None,
+    allow_private_networks: Annotated[
+        bool,
+        typer.Option("--allow-private-networks", help="Ask any address, also of this machine."),
+    ] = False,
+    distributor: Annotated[
+        str, typer.Option(help="Who runs img2dataset's workers: multiprocessing or pyspark.")
+    ] = "multiprocessing",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what a stopped download has fetched.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fetch the pictures with img2dataset into WebDataset tars keyed by id, with a ledger.
 
-    Every url is fetched once. ledger.parquet has one row for every id asked for, with its fate.
-    Proxies are taken from http_proxy and https_proxy.
+    Every url is fetched once. ledger.parquet has one row for every id asked for, with its fate;
+    download.html says what was lost, and whether what is left is still like what was selected.
+    A download that was stopped goes on when the same command is given again. Proxies are taken
+    from http_proxy and https_proxy.
     """
-    from coyo_tools.download import DownloadSettings, download_pictures
+    from coyo_tools.download import (
+        EVERY_NETWORK,
+        DownloadSettings,
+        Pace,
+        download_pictures,
+        pilot_download,
+        read_blocklists,
+    )
+    from coyo_tools.download.forecast import forecast_lines
     from coyo_tools.pictures import PictureSettings
 
     settings = DownloadSettings(
-        picture=PictureSettings(image_size, quality),
+        picture=PictureSettings(image_size, quality, resize),
         max_drift=max_drift,
+        keep_drifted=keep_drifted,
         samples_per_shard=samples_per_shard,
-        processes=processes,
-        threads=threads,
-        timeout=timeout,
+        max_bytes=max_bytes,
+        honour_opt_outs=not ignore_opt_outs,
+        allowed_networks=EVERY_NETWORK if allow_private_networks else tuple(allow_network or ()),
+        blocked_domains=read_blocklists(blocklist or ()),
+        pace=Pace(processes, threads, per_host, timeout, deadline, attempts, backoff, distributor),
     )
-    with progress_bar("download") as on_progress:
+    if pilot is not None:
+        with download_progress("pilot") as on_progress:
+            forecast = pilot_download(
+                subset, output, settings, pilot, restart=restart, on_progress=on_progress
+            )
+        if not go_on:
+            if as_json:
+                print_json(asdict(forecast))
+                return
+            for line in forecast_lines(forecast):
+                typer.echo(line)
+            say("To go on, give the command without --pilot; what was fetched is used.")
+            return
+        for line in forecast_lines(forecast):
+            say(line)
+    with download_progress("download") as on_progress:
         result = download_pictures(
-            subset, output, settings, overwrite=overwrite, on_progress=on_progress
-        )
+            subset, output, settings,
+            overwrite=overwrite, retry=retry, restart=restart and pilot is None,
+            on_progress=on_progress,
+        )  # fmt: skip
     if as_json:
         print_json(asdict(result))
         return
@@ -75,10 +168,15 @@ def download_command(
         ["outcome", "rows", "share"],
         [[name, rows, f"{rows / result.rows_in:.1%}"] for name, rows in result.outcomes.items()],
     )
-    say(
-        f"{result.rows_in:,} rows asked for, {result.urls:,} urls, {result.rows_out:,} pictures "
-        f"in {result.seconds:.0f} s -> {output}"
-    )
+    if result.finished_before:
+        say(f"Finished before; nothing was fetched. {result.rows_out:,} pictures -> {output}")
+    else:
+        say(
+            f"{result.rows_in:,} rows asked for, {result.urls:,} urls, "
+            f"{result.rows_out:,} pictures in {result.seconds:.0f} s -> {output}"
+        )
+    if result.retryable:
+        say(f"{result.retryable:,} rows could still come another time: add --retry.")
 
 
 def index_command(
@@ -192,7 +290,9 @@ def register(app: typer.Typer) -> None:
         "download",
         epilog=examples(
             "coyo download clean -o shards",
+            "coyo download clean -o shards --pilot 2000",
             "coyo download clean -o shards --image-size 384 --processes 8 --threads 64",
+            "coyo download clean -o shards --retry",
         ),
     )(download_command)
     app.command(

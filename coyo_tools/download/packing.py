@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
 from coyo_tools.download.ledger import DRIFTED, LEDGER_SCHEMA, NO_CAPTION, NOT_FETCHED, OK
-from coyo_tools.download.plan import FATES, ROWS, URL_NUMBER, file_name
+from coyo_tools.download.plan import FATES, ROWS, file_name
 from coyo_tools.download.settings import DownloadSettings
-from coyo_tools.fetching.journal import Entry, Journal, journal_path
+from coyo_tools.fetching.journal import URL_NUMBER, Entry, Journal, journal_path
 from coyo_tools.phash import hamming
 from coyo_tools.shards import (
     EncodedSample,

@@ -8,6 +8,7 @@ from typing import Any
 from coyo_tools.errors import RecipeError
 from coyo_tools.pictures import PictureSettings
 
+EVERY_NETWORK = ("0.0.0.0/0", "::/0")
 DISTRIBUTORS = ("multiprocessing", "pyspark")
 
 

@@ -29,7 +29,14 @@ from coyo_tools.engine import (
     recipe_errors,
     refuse_duplicate_ids,
 )
-from coyo_tools.errors import ColumnError, DownloadError, EmptyResultError, OutputError, SourceError
+from coyo_tools.errors import (
+    ColumnError,
+    DownloadError,
+    EmptyResultError,
+    OutputError,
+    SourceError,
+    StoppedError,
+)
 from coyo_tools.fetching.journal import done_path
 from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
 from coyo_tools.fetching.tally import read_tally
@@ -211,7 +218,7 @@ def _kept_when_stopped(output: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        raise KeyboardInterrupt(
+        raise StoppedError(
             f"Stopped. What was fetched for {output} is kept; the same command goes on from there."
         ) from stopped
 
@@ -361,7 +368,7 @@ def _conclude(
         id_digest=digest.hexdigest(),
         seconds=0.0,
         details={
-            "urls": plan.urls,
+            "urls": plan.urls if earlier is None else read_manifest(earlier).details["urls"],
             "outcomes": outcomes,
             "retryable": sum(retryable for _, _, retryable, _ in counts),
             "bytes_served": sum(served for _, _, _, served in counts),
