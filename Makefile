@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow check format lint types floors wheel docs clean
+.PHONY: demo test slow spark check format lint types floors wheel docs clean
 
 demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/report.html afterwards.
 	$(BIN)/coyo demo -o demo
@@ -15,6 +15,10 @@ test: $(READY)  ## Run the tests.
 
 slow: $(READY)  ## Run the tests that take minutes: training on real pictures, where they lie beside the checkout.
 	$(BIN)/pytest -m slow
+
+spark: $(READY)  ## Run the tests that need Spark, on one machine; Java has to be there.
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,spark]'
+	$(BIN)/pytest -m spark
 
 check: lint types floors test  ## All that CI asks of a change.
 

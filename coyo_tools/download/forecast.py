@@ -1,1 +1,2 @@
-def forecast_lines(f): return []
+def forecast_lines(f):
+    return []

@@ -3,7 +3,4 @@
 What it fetched is not fetched again: the download that follows finds it in its journals.
 """
 
-
-
-
 PILOT = "pilot"

@@ -1,11 +1,12 @@
 """What a download is asked for, and what it did."""
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coyo_tools.errors import RecipeError
+from coyo_tools.errors import MissingExtraError, RecipeError
 from coyo_tools.pictures import PictureSettings
 
 EVERY_NETWORK = ("0.0.0.0/0", "::/0")
@@ -84,12 +85,14 @@ class DownloadResult:
 
 
 def check_settings(settings: DownloadSettings) -> None:
-    """Raise ``RecipeError`` if a setting is none."""
+    """Raise ``RecipeError`` if a setting is none, ``MissingExtraError`` if Spark is not there."""
     pace = settings.pace
     if pace.distributor not in DISTRIBUTORS:
         raise RecipeError(
             f"--distributor {pace.distributor!r} is not one of {', '.join(DISTRIBUTORS)}."
         )
+    if pace.distributor == "pyspark" and importlib.util.find_spec("pyspark") is None:
+        raise MissingExtraError("coyo download --distributor pyspark", "spark", "pyspark")
     for name in ("threads", "per_host", "timeout", "deadline", "attempts"):
         if getattr(pace, name) < 1:
             raise RecipeError(f"--{name.replace('_', '-')} {getattr(pace, name)} is below 1.")

@@ -8,7 +8,7 @@ rows or settings are never mixed in.
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,9 +37,9 @@ from coyo_tools.errors import (
     SourceError,
     StoppedError,
 )
-from coyo_tools.fetching.journal import done_path
+from coyo_tools.fetching.journal import done_batches
 from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
-from coyo_tools.fetching.tally import read_tally
+from coyo_tools.fetching.tally import TallyReader
 from coyo_tools.manifest import (
     MANIFEST,
     IdDigest,
@@ -57,7 +57,7 @@ from coyo_tools.progress import Progress, no_progress
 from coyo_tools.shards import LEDGER, SHARDS_KIND, shard_name
 from coyo_tools.source import Source, open_source
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.3
 _STAGE = "download"
 
 
@@ -138,10 +138,12 @@ def _make(
         shutil.rmtree(left)
     work = directory / "work"
     plan = _plan(pool, directory, settings, earlier)
-    asked_before, _ = read_tally(work)
-    if plan.urls:
-        _fetch_and_pack(directory, work, plan, settings, earlier, on_progress)
-    asked, _ = read_tally(work)
+    with TallyReader(work) as tally:
+        asked_before = tally.asked
+        if plan.urls:
+            _fetch_and_pack(directory, work, plan, settings, earlier, tally, on_progress)
+        tally.update()
+        asked = tally.asked
     if earlier is not None:
         _take_over(earlier, directory)
     with open_session(pool, output=directory) as session, recipe_errors(pool):
@@ -258,6 +260,7 @@ def _fetch_and_pack(
     plan: Plan,
     settings: DownloadSettings,
     earlier: Path | None,
+    tally: TallyReader,
     on_progress: Progress,
 ) -> None:
     """Let img2dataset fetch, and pack each shard as soon as nothing more can come for it."""
@@ -269,12 +272,14 @@ def _fetch_and_pack(
     try:
         while unpacked:
             running = fetcher.poll() is None
-            ready = [shard for shard in sorted(unpacked) if _is_fetched(work, plan.batches[shard])]
+            done = done_batches(work)
+            ready = [shard for shard in sorted(unpacked) if done.issuperset(plan.batches[shard])]
             for shard in ready:
                 old = None if earlier is None else earlier / shard_name(shard)
                 pack_shard(directory, work, shard, plan.batches[shard], settings, old)
                 unpacked.remove(shard)
-            on_progress(min(read_tally(work)[0], plan.urls), plan.urls)
+            tally.update()
+            on_progress(min(tally.asked, plan.urls), plan.urls)
             if not running and not ready:
                 break
             if running and not ready:
@@ -283,6 +288,11 @@ def _fetch_and_pack(
         stop_fetching(fetcher)
     if unpacked:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if lines and "disk is full" in lines[-1]:
+            raise OutputError(
+                f"The disk is full; {directory} was not finished.",
+                "Free some space and give the same command again; what was fetched is kept.",
+            )
         tail = "\n  ".join(lines[-5:])
         raise DownloadError(
             f"img2dataset ended with {len(unpacked):,} of {len(plan.batches):,} shards unfinished. "
@@ -314,10 +324,6 @@ def _fetch_settings(folder: Path, batches: int, settings: DownloadSettings) -> F
         },
         picture=asdict(settings.picture),
     )
-
-
-def _is_fetched(work: Path, batches: Sequence[int]) -> bool:
-    return all(done_path(work, number).exists() for number in batches)
 
 
 def _take_over(earlier: Path, directory: Path) -> None:

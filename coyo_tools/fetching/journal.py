@@ -52,6 +52,13 @@ class Entry:
     jpeg: bytes | None = None
 
 
+class JournalError(BaseException):
+    """A journal can't be written, as when the disk is full: then asking further is in vain.
+
+    No Exception, since img2dataset goes on with the next url after any of those.
+    """
+
+
 @dataclass(frozen=True)
 class Pending:
     """A url that is still to be asked for: how often it was already, and when it is due."""
@@ -97,13 +104,21 @@ class Journal:
         return False
 
     def commit(self) -> None:
-        """Write what is still waiting."""
-        if self._waiting:
-            self._connection.execute("BEGIN")
-            self._connection.executemany(self._put, self._waiting)
-            self._connection.execute("COMMIT")
-            self._waiting.clear()
+        """Write what is still waiting.
+
+        Raises:
+            JournalError: it can't be written.
+        """
+        waiting, self._waiting = self._waiting, []
         self._committed = time.monotonic()
+        if not waiting:
+            return
+        try:
+            with self._connection:
+                self._connection.execute("BEGIN")
+                self._connection.executemany(self._put, waiting)
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal can't be written: {error}") from error
 
     def get(self, url_number: int) -> Entry | None:
         """Return what became of a url, or None if it was never asked for."""
@@ -152,6 +167,11 @@ def journal_path(folder: Path, batch: int) -> Path:
 def done_path(folder: Path, batch: int) -> Path:
     """Return the mark of a batch with nothing left to fetch."""
     return folder / JOURNALS / f"{batch:05d}.done"
+
+
+def done_batches(folder: Path) -> set[int]:
+    """Return the batches that have the mark of ``done_path``."""
+    return {int(path.stem) for path in (folder / JOURNALS).glob("*.done")}
 
 
 def open_journal(path: Path) -> Journal:

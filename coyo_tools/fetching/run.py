@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coyo_tools.fetching.journal import REQUESTS, URL_NUMBER, done_path
+from coyo_tools.fetching.journal import REQUESTS, URL_NUMBER, JournalError, done_batches
 from coyo_tools.fetching.process import FetchSettings
 
 if TYPE_CHECKING:
@@ -44,13 +44,18 @@ def main() -> None:
     parent = os.getppid()
     settings = FetchSettings(**json.load(sys.stdin))
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    with closing(_Workers(settings.processes)) as workers:
-        _fetch(settings, workers)
+    try:
+        with closing(_Workers(settings.processes)) as workers:
+            _fetch(settings, workers)
+    except JournalError as error:
+        sys.exit(str(error))
 
 
 def _fetch(settings: FetchSettings, workers: "_Workers") -> None:
     if settings.distributor == "multiprocessing":
         workers.start()  # they import what takes seconds while this process does
+    else:
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else any python3 on the PATH
     from img2dataset.distributor import pyspark_distributor
 
     from coyo_tools.fetching.opener import FetchPolicy
@@ -70,7 +75,7 @@ def _fetch(settings: FetchSettings, workers: "_Workers") -> None:
     )
     # A pass more than attempts, for batches that a crash has cost one.
     for _ in range(settings.attempts + 1):
-        done = {n for n in range(settings.batches) if done_path(folder, n).exists()}
+        done = done_batches(folder)
         if len(done) == settings.batches:
             break
         reader = _reader(folder, done)

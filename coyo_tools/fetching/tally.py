@@ -1,6 +1,7 @@
 """How far the fetching is, told by many workers and summed by the one who waits."""
 
 from pathlib import Path
+from typing import Self
 
 _TALLY = "tally"
 
@@ -26,16 +27,30 @@ class Tally:
             self._asked = self._arrived = 0
 
 
-def read_tally(folder: Path) -> tuple[int, int]:
-    """Return how many urls have been asked for so far, and how many pictures came."""
-    path = folder / _TALLY
-    if not path.exists():
-        return 0, 0
-    asked = arrived = 0
-    with path.open() as file:
-        for line in file:
+class TallyReader:
+    """Sums what all tallies have told; use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / _TALLY
+        path.touch()
+        self._file = path.open()
+        self._rest = ""
+        self.asked = 0
+        self.arrived = 0
+        self.update()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def update(self) -> None:
+        """Add what was told since the last time."""
+        *lines, self._rest = (self._rest + self._file.read()).split("\n")
+        for line in lines:
             parts = line.split()
-            if line.endswith("\n") and len(parts) == 2 and all(part.isdigit() for part in parts):
-                asked += int(parts[0])
-                arrived += int(parts[1])
-    return asked, arrived
+            # On a shared folder, lines of several machines may run into each other.
+            if len(parts) == 2 and all(part.isdigit() for part in parts):
+                self.asked += int(parts[0])
+                self.arrived += int(parts[1])

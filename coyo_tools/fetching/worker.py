@@ -96,7 +96,7 @@ class BatchFetcher(Downloader):  # type: ignore[misc]
         """Fetch what a batch still lacks; mark it done when nothing could come any more."""
         batch, requests = row
         settings = self._settings
-        with pa.memory_map(requests) as file:
+        with pa.OSFile(requests) as file:
             table = pa.ipc.open_file(file).read_all()
         numbers = table[URL_NUMBER].to_pylist()
         with open_journal(journal_path(settings.folder, batch)) as journal:
