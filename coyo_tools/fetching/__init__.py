@@ -1,0 +1,12 @@
+"""Fetching: the opener through which img2dataset asks the web, with its manners and its limits.
+
+`opener.GuardedOpener` is installed in place of urllib's. It decides of every single request whether
+it may be made, how long and how large it may get, and what became of it. Retrying, decoding and
+keeping ledgers are left to its callers.
+"""
+
+from coyo_tools.fetching.blocklist import read_blocklist
+from coyo_tools.fetching.opener import GuardedOpener
+from coyo_tools.fetching.policy import FetchPolicy, Visit
+
+__all__ = ["FetchPolicy", "GuardedOpener", "Visit", "read_blocklist"]
