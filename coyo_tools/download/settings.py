@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from coyo_tools.errors import MissingExtraError, RecipeError
+from coyo_tools.fetching import EVERY_NETWORK
 from coyo_tools.pictures import PictureSettings
 
-EVERY_NETWORK = ("0.0.0.0/0", "::/0")
+__all__ = ["EVERY_NETWORK", "DownloadResult", "DownloadSettings", "Pace", "check_settings"]
+
 DISTRIBUTORS = ("multiprocessing", "pyspark")
 
 

@@ -58,7 +58,7 @@ def _fetch(settings: FetchSettings, workers: "_Workers") -> None:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else any python3 on the PATH
     from img2dataset.distributor import pyspark_distributor
 
-    from coyo_tools.fetching.opener import FetchPolicy
+    from coyo_tools.fetching.policy import FetchPolicy
     from coyo_tools.fetching.worker import BatchFetcher, BatchSettings
     from coyo_tools.pictures import PictureSettings
 

@@ -28,7 +28,8 @@ from coyo_tools.fetching.journal import (
     journal_path,
     open_journal,
 )
-from coyo_tools.fetching.opener import FetchPolicy, GuardedOpener
+from coyo_tools.fetching.opener import GuardedOpener
+from coyo_tools.fetching.policy import FetchPolicy
 from coyo_tools.fetching.tally import Tally
 from coyo_tools.pictures import Picture, PictureSettings, Refusal
 
