@@ -201,7 +201,7 @@ class _JournalWriter:
             due=time.time() + max(pause, visit.retry_after or 0.0) if retryable else 0.0,
             finished=time.time(),
             seconds=visit.seconds,
-            bytes_served=visit.bytes,
+            bytes_served=visit.bytes if visit.final_url is not None else None,
             final_url=visit.final_url,
             content_type=visit.content_type,
             **measured,
