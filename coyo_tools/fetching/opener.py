@@ -117,8 +117,8 @@ class GuardedResponse:
         if self._body is None:
             if self._closed:
                 return b""
-            self._body = self._opener.finish(self._exchange, self._trace)
             self._closed = True
+            self._body = self._opener.finish(self._exchange, self._trace)
         if amt is None or amt < 0:
             data = self._body[self._at :] if self._at else self._body
         else:

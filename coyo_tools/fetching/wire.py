@@ -166,7 +166,11 @@ class Wire:
 
     def _receive(self, size: int, clock: Clock) -> bytes:
         clock.limit(self.connection)
-        return self.connection.recv(size)
+        try:
+            return self.connection.recv(size)
+        except TimeoutError:
+            clock.left()  # says so if it is the whole request that took too long
+            raise
 
     def _buffered(self, limit: int) -> bytes:
         data = self._buffer[self._at : self._at + limit]
