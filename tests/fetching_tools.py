@@ -14,13 +14,16 @@ from webserver import FRIENDLY_NETWORK
 from coyo_tools.fetching import FetchPolicy, GuardedOpener, Visit
 
 # One server stands for many hosts, so its failures are no sign that it is down.
+# HASTY is for what must not end, POLICY for all that should, on however busy a machine.
 POLICY = FetchPolicy(
-    timeout=0.3,
-    max_seconds=0.7,
+    timeout=5.0,
+    max_seconds=10.0,
     max_bytes=3_000_000,
     allowed_networks=(FRIENDLY_NETWORK,),
     host_failures=1_000,
 )
+
+HASTY = replace(POLICY, timeout=0.3, max_seconds=0.7)
 
 
 @dataclass(frozen=True)

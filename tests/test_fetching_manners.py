@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import multiprocessing
+import socket
 import sqlite3
 import ssl
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from fetching_tools import fetch, fetch_all, opening, resolving
+from fetching_tools import HASTY, POLICY, fetch, fetch_all, opening, resolving
 from making import encoded, picture
 from webserver import (
     FRIENDLY,
@@ -103,7 +104,7 @@ def test_robots_txt(web: Web, robots: Answer, refused: str) -> None:
     web.pages["/robots.txt"] = robots
     web.pages["/elsewhere.txt"] = web.pages["/hops-0"] = text("User-agent: *\nDisallow: /private")
     web.pages |= {f"/hops-{n + 1}": redirect(f"/hops-{n}") for n in range(6)}
-    with opening(timeout=3.0, max_seconds=5.0) as opener:
+    with opening() as opener:
         fetched = fetch(opener, web.url("/private/one.jpg"))
     if refused:
         assert fetched.visit.outcome == "opt-out"
@@ -135,7 +136,7 @@ def test_a_site_whose_robots_txt_can_not_be_had_is_not_asked_for_more(
     web: Web, robots: Answer, outcome: str, detail: str, retryable: bool
 ) -> None:
     web.pages["/robots.txt"] = robots
-    with opening() as opener:
+    with opening(HASTY if outcome == "timeout" else POLICY) as opener:
         for url in (web.url("/one.jpg"), web.url("/private/one.jpg")):
             visit = fetch(opener, url).visit
             assert (visit.outcome, visit.retryable) == (outcome, retryable)
@@ -146,10 +147,10 @@ def test_a_site_whose_robots_txt_can_not_be_had_is_not_asked_for_more(
 
 def test_a_site_that_was_down_is_asked_again_after_the_pause(web: Web) -> None:
     web.pages["/robots.txt"] = status(503)
-    with opening(host_pause=0.05) as opener:
+    with opening(host_pause=0.1) as opener:
         assert fetch(opener, web.url("/one.jpg")).visit.outcome == "http 5xx"
         web.pages["/robots.txt"] = status(404)
-        time.sleep(0.06)
+        time.sleep(0.11)
         assert fetch(opener, web.url("/one.jpg")).data == JPEG
 
 
@@ -179,8 +180,6 @@ def test_threads_ask_once_for_a_robots_txt(web: Web) -> None:
         fetched = fetch_all(opener, [web.url(f"/one.jpg?{n}") for n in range(32)])
     assert {f.visit.detail for f in fetched} == {"404 Not Found"}
     assert web.requests["/robots.txt"] == 1
-    # Who waits for another's robots.txt loses none of its own time.
-    assert max(f.visit.seconds for f in fetched) < 0.7
 
 
 def _fetch_elsewhere(cache: str, url: str) -> str:
@@ -219,33 +218,42 @@ def test_what_is_remembered_of_robots_is_bounded(
 
 
 def test_few_requests_at_once_to_one_host(web: Web) -> None:
+    lock = threading.Lock()
+    inside = most = 0
+
     def slowly(handler: BaseHTTPRequestHandler) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
         web.closing.wait(0.02)
+        with lock:
+            inside -= 1
         body(JPEG)(handler)
 
     web.pages |= {f"/{n}.jpg": slowly for n in range(24)}
-    with opening(per_host=3, max_seconds=0.6) as opener:
+    with opening(per_host=3) as opener:
         fetched = fetch_all(opener, [web.url(f"/{n}.jpg") for n in range(24)])
     assert all(f.data == JPEG for f in fetched)
-    assert web.most_at_once == 3
+    assert most == 3
 
 
 def test_a_host_that_fails_is_left_alone_and_tried_again(web: Web) -> None:
     web.pages["/robots.txt"] = status(404)
     web.pages |= {f"/dead{n}": hang_up for n in range(9)}
-    with opening(host_failures=3, host_pause=0.2) as opener:
+    with opening(host_failures=3, host_pause=0.5) as opener:
         for n in range(3):
             assert fetch(opener, web.url(f"/dead{n}")).visit.outcome == "connection lost"
         asked = web.requests.total()
         visit = fetch(opener, web.url("/one.jpg")).visit
         assert (visit.outcome, visit.retryable) == ("host down", True)
         assert visit.detail == "127.0.0.2: 3 failures in a row, last connection lost x 3"
-        assert 0 < (visit.retry_after or 0) <= 0.2
+        assert 0 < (visit.retry_after or 0) <= 0.5
         assert web.requests.total() == asked
-        time.sleep(0.21)
+        time.sleep(0.51)
         assert fetch(opener, web.url("/dead3")).visit.outcome == "connection lost"  # the probe
         assert fetch(opener, web.url("/one.jpg")).visit.outcome == "host down"
-        time.sleep(0.21)
+        time.sleep(0.51)
         assert fetch(opener, web.url("/one.jpg")).data == JPEG
         for n in range(4, 6):
             assert fetch(opener, web.url(f"/dead{n}")).visit.outcome == "connection lost"
@@ -330,7 +338,7 @@ def test_https_goes_by_the_name_and_to_the_checked_address(
         "inside.example": ["127.0.0.1"]
     }
     tls = server_context(authority.issue_cert("good.example", FRIENDLY))
-    with serving(FRIENDLY, tls=tls, keep_alive=True) as web, opening(timeout=2.0) as opener:
+    with serving(FRIENDLY, tls=tls, keep_alive=True) as web, opening() as opener:
         web.pages = {path: body(JPEG) for path in ("/one.jpg", "/two.jpg")}
         web.pages["/robots.txt"] = text("")
         web.pages["/down"] = redirect("http://127.0.0.1/")
@@ -356,20 +364,18 @@ def test_bad_certificates_are_refused(authority: trustme.CA, web: Web) -> None:
     ):
         with (
             serving(FRIENDLY, tls=server_context(certificate)) as secure,
-            opening(timeout=2.0) as opener,
+            opening() as opener,
         ):
             visit = fetch(opener, secure.url("/one.jpg")).visit
             assert visit.outcome == "tls"
             assert said in visit.detail
-    with opening(timeout=2.0) as opener:  # http where https was asked for
+    with opening() as opener:  # http where https was asked for
         visit = fetch(opener, web.url("/one.jpg").replace("http:", "https:")).visit
         assert visit.outcome == "tls"
 
 
 def test_a_handshake_that_never_ends_is_ended() -> None:
-    import socket
-
-    with socket.create_server((FRIENDLY, 0)) as listener, opening() as opener:
+    with socket.create_server((FRIENDLY, 0)) as listener, opening(HASTY) as opener:
         visit = fetch(opener, f"https://{FRIENDLY}:{listener.getsockname()[1]}/x").visit
     assert visit.outcome == "timeout"
     assert "handshake" in visit.detail

@@ -18,10 +18,7 @@ FRIENDLY_NETWORK = "127.0.0.2/31"
 
 
 class Web(ThreadingHTTPServer):
-    """Serves what ``pages`` says of a path; counts requests; ``asked`` is set by the first.
-
-    ``most_at_once`` is the largest number of requests that were being answered together.
-    """
+    """Serves what ``pages`` says of a path; counts requests; ``asked`` is set by the first."""
 
     request_queue_size = 256
     daemon_threads = True
@@ -40,29 +37,19 @@ class Web(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.agents: Counter[str] = Counter()
         self.connections = 0
-        self.most_at_once = 0
         self.asked = threading.Event()
         self.closing = threading.Event()
-        self._answering = 0
         self._counting = threading.Lock()
 
     def url(self, path: str, host: str | None = None) -> str:
         scheme = "https" if self.tls else "http"
         return f"{scheme}://{host or self.address}:{self.server_port}{path}"
 
-    @contextmanager
-    def counted(self, path: str, agent: str) -> Iterator[None]:
+    def count(self, path: str, agent: str) -> None:
         with self._counting:
             self.requests[path] += 1
             self.agents[agent] += 1
-            self._answering += 1
-            self.most_at_once = max(self.most_at_once, self._answering)
         self.asked.set()
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._answering -= 1
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         with self._counting:
@@ -82,8 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Web
 
     def do_GET(self) -> None:
-        with self.server.counted(self.path, self.headers.get("User-Agent", "")):
-            self.server.pages.get(self.path, status(404))(self)
+        self.server.count(self.path, self.headers.get("User-Agent", ""))
+        self.server.pages.get(self.path, status(404))(self)
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
@@ -99,7 +86,7 @@ def serving(
     address: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None, keep_alive: bool = False
 ) -> Iterator[Web]:
     web = Web(address, tls=tls, keep_alive=keep_alive)
-    threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
+    threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield web
     finally:
