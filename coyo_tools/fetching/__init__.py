@@ -7,6 +7,6 @@ keeping ledgers are left to its callers.
 
 from coyo_tools.fetching.blocklist import read_blocklist
 from coyo_tools.fetching.opener import GuardedOpener
-from coyo_tools.fetching.policy import FetchPolicy, Visit
+from coyo_tools.fetching.policy import EVERY_NETWORK, FetchPolicy, Visit
 
-__all__ = ["FetchPolicy", "GuardedOpener", "Visit", "read_blocklist"]
+__all__ = ["EVERY_NETWORK", "FetchPolicy", "GuardedOpener", "Visit", "read_blocklist"]

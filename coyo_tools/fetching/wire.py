@@ -1,7 +1,7 @@
 """HTTP/1.1 as far as fetching pictures needs it: send a GET, read a head, read a bounded body.
 
-Not http.client, because that parses heads as e-mail (a third of a request's processor time), reads
-lines without a clock, and takes a length on trust. Its exceptions are used.
+Not http.client, because that parses heads as e-mail (49 µs where this takes 9, of some 280 for a
+whole request), reads lines without a clock, and knows no bounds. Its exceptions are used.
 """
 
 import http.client
