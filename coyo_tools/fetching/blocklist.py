@@ -69,6 +69,8 @@ def _is_address(word: str) -> bool:
 
 
 def _domain(name: str) -> str:
+    if not set("/\\:?#@").isdisjoint(name):
+        raise ValueError("a url")
     return host_of(f"http://{name.removeprefix('*').removeprefix('.')}/").rstrip(".")
 
 

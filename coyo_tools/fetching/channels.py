@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import unquote, urlsplit
 
 from coyo_tools.errors import DownloadError
@@ -39,7 +40,7 @@ class Channels:
     """Opens connections to targets, each to a checked address, and keeps the idle ones."""
 
     def __init__(self, guard: AddressGuard) -> None:
-        """Read the proxies from the environment, and the certificates of authorities once.
+        """Read the proxies from the environment.
 
         Raises:
             DownloadError: a proxy is not an http proxy.
@@ -51,8 +52,6 @@ class Channels:
             for scheme in ("http", "https")
             if self._environment.get(scheme)
         }
-        self._tls = ssl.create_default_context()
-        self._tls.set_alpn_protocols(["http/1.1"])
         self._idle: OrderedDict[int, tuple[float, str, Wire]] = OrderedDict()
         self._idle_by_key: dict[str, list[int]] = {}
         self._number = 0
@@ -156,6 +155,13 @@ class Channels:
             self._idle_by_key.clear()
         for wire in wires:
             wire.close()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Made once, since reading the authorities' certificates takes longer than a request."""
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def _key(self, target: Target) -> str:
         """What a connection can be used for again: one origin, or all that one proxy fetches."""

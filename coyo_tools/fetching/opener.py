@@ -11,7 +11,6 @@ import urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from coyo_tools.fetching import outcomes
@@ -20,6 +19,7 @@ from coyo_tools.fetching.blocklist import blocking
 from coyo_tools.fetching.bodies import LARGE, Counted, LargeBodies, inflated, read_body, too_large
 from coyo_tools.fetching.channels import Channels
 from coyo_tools.fetching.clock import Clock
+from coyo_tools.fetching.exchange import Exchange, GuardedResponse, Trace
 from coyo_tools.fetching.hosts import Hosts
 from coyo_tools.fetching.optouts import refusing_directive
 from coyo_tools.fetching.outcomes import (
@@ -33,7 +33,7 @@ from coyo_tools.fetching.outcomes import (
 from coyo_tools.fetching.policy import FetchPolicy, Visit
 from coyo_tools.fetching.robots import MAX_REDIRECTS, MAX_ROBOTS, Robots
 from coyo_tools.fetching.urls import Target, join_url, parse_url
-from coyo_tools.fetching.wire import Answer, Headers, Wire
+from coyo_tools.fetching.wire import Answer, Wire
 
 _REDIRECTS = 10
 _REDIRECTING = frozenset({301, 302, 303, 307, 308})
@@ -43,122 +43,6 @@ _MAX_CONTENT_TYPE = 100  # characters
 
 class _EndlessRedirectError(FetchError):
     """Redirects go round, or on for too long."""
-
-
-class _Exchange:
-    """An answer whose body is still on the way, and the turn at its host that goes with it."""
-
-    def __init__(
-        self, target: Target, wire: Wire, answer: Answer, channels: Channels, hosts: Hosts
-    ) -> None:
-        self.target = target
-        self.wire = wire
-        self.answer = answer
-        self._channels = channels
-        self._hosts = hosts
-        self._open = True
-
-    def end(self, failure: Failure | None = None, *, whole: bool = False) -> None:
-        """Give the turn back; the connection is kept if the body was read to its end."""
-        if not self._open:
-            return
-        self._open = False
-        if failure is None and self.answer.reusable and (whole or self.wire.skip_body(self.answer)):
-            self._channels.keep(self.target, self.wire)
-        else:
-            self.wire.close()
-        self._hosts.leave(self.target.host, failure)
-
-
-class _Trace:
-    """What is noted of one request on its way to a Visit."""
-
-    def __init__(self, key: str, clock: Clock) -> None:
-        self.key = key
-        self.clock = clock
-        self.final_url: str | None = None
-        self.content_type: str | None = None
-        self.bytes = 0
-
-    def visit(self, failure: Failure | None) -> Visit:
-        return Visit(
-            outcome=failure.outcome if failure else None,
-            detail=failure.detail if failure else "",
-            retryable=failure.retryable if failure else False,
-            retry_after=failure.retry_after if failure else None,
-            seconds=self.clock.seconds(),
-            bytes=self.bytes,
-            final_url=self.final_url,
-            content_type=self.content_type,
-        )
-
-
-class GuardedResponse:
-    """An answer as urllib's users know it; the body is fetched by the first ``read``."""
-
-    def __init__(self, opener: "GuardedOpener", exchange: _Exchange, trace: _Trace) -> None:
-        self._opener = opener
-        self._exchange = exchange
-        self._trace = trace
-        self._body: bytes | None = None
-        self._at = 0
-        self._closed = False
-        self.headers: Headers = exchange.answer.headers
-        self.status: int = exchange.answer.status
-        self.reason: str = exchange.answer.reason
-        self.url: str = exchange.target.url
-
-    def read(self, amt: int | None = None) -> bytes:
-        """The body, or its next ``amt`` bytes.
-
-        Raises:
-            FetchError: it does not come whole, in time, or within its bounds.
-        """
-        if self._body is None:
-            if self._closed:
-                return b""
-            self._body = self._opener.finish(self._exchange, self._trace)
-            self._closed = True
-        if amt is None or amt < 0:
-            data = self._body[self._at :] if self._at else self._body
-        else:
-            data = self._body[self._at : self._at + amt]
-        self._at += len(data)
-        return data
-
-    def close(self) -> None:
-        """End the request; a body that was not read is noted as not wanted."""
-        if not self._closed:
-            self._closed = True
-            self._opener.give_up(self._exchange, self._trace)
-        self._body = b""
-
-    def geturl(self) -> str:
-        """The url after redirects."""
-        return self.url
-
-    def info(self) -> Headers:
-        """The answer's header fields."""
-        return self.headers
-
-    def getcode(self) -> int:
-        """The HTTP status."""
-        return self.status
-
-    def __enter__(self) -> "GuardedResponse":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._closed:
-            self.close()
 
 
 class GuardedOpener:
@@ -206,8 +90,8 @@ class GuardedOpener:
         if isinstance(timeout, int | float):
             seconds = min(seconds, timeout)
         clock = Clock(seconds, self.policy.max_seconds)
-        trace = _Trace(request.full_url, clock)
-        exchange: _Exchange | None = None
+        trace = Trace(request.full_url, clock)
+        exchange: Exchange | None = None
         try:
             if data is not None or request.data is not None or request.get_method() != "GET":
                 raise refuse(outcomes.OTHER, "only GET requests are made")
@@ -222,7 +106,11 @@ class GuardedOpener:
                 exchange.end()
             self._record(trace, failure)
             raise FetchError(failure) from error
-        return GuardedResponse(self, exchange, trace)
+        return GuardedResponse(
+            exchange,
+            partial(self._finish, exchange, trace),
+            partial(self._give_up, exchange, trace),
+        )
 
     def take(self, url: str) -> Visit:
         """Remove and return what became of a url, given as it was given to urlopen.
@@ -259,11 +147,11 @@ class GuardedOpener:
         self._channels.close()
         self._robots.close()
 
-    def finish(self, exchange: _Exchange, trace: _Trace) -> bytes:
-        """Read a body to its end and note what became of it; `GuardedResponse.read` calls this.
+    def _finish(self, exchange: Exchange, trace: Trace) -> bytes:
+        """Read a body to its end and note what became of it.
 
         Raises:
-            FetchError: as there.
+            FetchError: it does not come whole, in time, or within its bounds.
         """
         answer = exchange.answer
         counted = Counted(exchange.wire.body(answer, trace.clock), self.policy.max_bytes)
@@ -284,8 +172,8 @@ class GuardedOpener:
         self._record(trace, None)
         return body
 
-    def give_up(self, exchange: _Exchange, trace: _Trace) -> None:
-        """End a request whose body nobody reads; `GuardedResponse.close` calls this."""
+    def _give_up(self, exchange: Exchange, trace: Trace) -> None:
+        """End a request whose body nobody reads."""
         exchange.end()
         self._record(trace, Failure(outcomes.OTHER, "the body was not read", True))
 
@@ -293,10 +181,10 @@ class GuardedOpener:
         self,
         target: Target,
         fields: str,
-        trace: _Trace,
+        trace: Trace,
         check: Callable[[Target], None],
         redirects: int,
-    ) -> _Exchange:
+    ) -> Exchange:
         """Ask for a target and for those that redirects name; each passes every check first."""
         seen = {target.url}
         while True:
@@ -334,7 +222,7 @@ class GuardedOpener:
                 raise refuse(outcomes.BLOCKED_DOMAIN, f"{target.host}: {domain} is blocked")
         self._channels.check(target)
 
-    def _ask(self, target: Target, fields: str, clock: Clock) -> _Exchange:
+    def _ask(self, target: Target, fields: str, clock: Clock) -> Exchange:
         """Wait for a turn at the target's host and get an answer's head."""
         head = f"GET {self._channels.request_line(target)}{fields}\r\n".encode("latin-1")
         self._hosts.enter(target.host, clock)
@@ -358,9 +246,9 @@ class GuardedOpener:
                 wire.close()
             self._hosts.leave(target.host, failure_of(error))
             raise
-        return _Exchange(target, wire, answer, self._channels, self._hosts)
+        return Exchange(target, wire, answer, self._channels, self._hosts)
 
-    def _check_answer(self, answer: Answer, trace: _Trace) -> None:
+    def _check_answer(self, answer: Answer, trace: Trace) -> None:
         """Decide by its head whether an answer's body is wanted."""
         headers = answer.headers
         kind = headers.get("content-type")
@@ -382,7 +270,7 @@ class GuardedOpener:
         it with the other 4xx.
         """
         clock = Clock(self.policy.timeout, self.policy.max_seconds)
-        trace = _Trace(target.url, clock)
+        trace = Trace(target.url, clock)
         try:
             exchange = self._follow(target, fields, trace, self._check_place, MAX_REDIRECTS)
         except _EndlessRedirectError:
@@ -405,7 +293,7 @@ class GuardedOpener:
             raise FetchError(failure) from error
         return text.decode("utf-8-sig", "replace")
 
-    def _record(self, trace: _Trace, failure: Failure | None) -> None:
+    def _record(self, trace: Trace, failure: Failure | None) -> None:
         visit = trace.visit(failure)
         with self._recording:
             self._records.setdefault(trace.key, []).append(visit)
@@ -430,7 +318,7 @@ def _endless(detail: str) -> FetchError:
     return _EndlessRedirectError(Failure(outcomes.HTTP_3XX, plain(detail)))
 
 
-def _read_start(exchange: _Exchange, clock: Clock) -> bytes:
+def _read_start(exchange: Exchange, clock: Clock) -> bytes:
     """The first 500 KiB of a body."""
     answer = exchange.answer
     coding = (answer.headers.get("content-encoding") or "").strip().lower()

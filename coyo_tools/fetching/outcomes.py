@@ -172,7 +172,7 @@ def _said(error: BaseException) -> str:
             return "IncompleteRead: the body ended in the middle"
         return f"IncompleteRead: {error.expected:,} bytes of the body are missing"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return plain(f"certificate: {error.verify_message}")
+        return plain(f"certificate: {getattr(error, 'verify_message', error.strerror)}")
     if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
         return plain(f"not HTTP: {error.args[0]}")
     if isinstance(error, OSError) and error.strerror:

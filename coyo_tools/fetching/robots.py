@@ -8,6 +8,7 @@ for a moment, and in this process only.
 import sqlite3
 import threading
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ _MAX_TEXT = 8_000_000  # characters of the rules in memory; parsed they take sev
 Ask = Callable[[Target], str]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS robots (
-    origin TEXT PRIMARY KEY, fetched REAL NOT NULL, text TEXT NOT NULL
+    origin TEXT PRIMARY KEY, fetched REAL NOT NULL, packed BLOB NOT NULL
 ) WITHOUT ROWID
 """
 
@@ -108,6 +109,8 @@ class Robots:
             try:
                 text = ask(replace(target, url=f"{origin}/robots.txt", path="/robots.txt"))
             except FetchError as error:
+                if error.failure.outcome == outcomes.HOST_DOWN:
+                    raise  # that has its own pause, which is not to be made longer
                 failure = error.failure.about("robots.txt")
                 return self._remember(
                     origin, _Rules(time.time() + self._failure_seconds, None, 0, failure)
@@ -149,15 +152,16 @@ class _RobotsFile:
 
     def read(self, origin: str) -> tuple[float, str] | None:
         with self._lock:
-            row: tuple[float, str] | None = self._connection.execute(
-                "SELECT fetched, text FROM robots WHERE origin = ?", (origin,)
+            row: tuple[float, bytes] | None = self._connection.execute(
+                "SELECT fetched, packed FROM robots WHERE origin = ?", (origin,)
             ).fetchone()
-        return row
+        return (row[0], zlib.decompress(row[1]).decode()) if row else None
 
     def write(self, origin: str, fetched: float, text: str) -> None:
+        packed = zlib.compress(text.encode(), 1)
         with self._lock:
             self._connection.execute(
-                "INSERT OR REPLACE INTO robots VALUES (?, ?, ?)", (origin, fetched, text)
+                "INSERT OR REPLACE INTO robots VALUES (?, ?, ?)", (origin, fetched, packed)
             )
 
     def close(self) -> None:

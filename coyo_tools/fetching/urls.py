@@ -25,6 +25,7 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # What browsers encode in a path and in a query; everything outside ASCII is encoded in both.
 _IN_PATH = re.compile(rb"[^!$-;=@A-Z\[-\]_a-z|~]")
 _IN_QUERY = re.compile(rb"[^!$-&(-;=?-~]")
+_MAX_NAME = 253  # characters, by RFC 1035
 _STRIPPED = "".join(map(chr, range(0x21)))
 _REMOVED = {ord(c): None for c in "\t\n\r"}
 _FULL_STOPS = {ord(c): "." for c in "\u3002\uff0e\uff61"}
@@ -84,7 +85,7 @@ def parse_url(url: str) -> Target:
     """
     if len(url) <= MAX_URL and "/." not in url and "/%2" not in url:
         plain = _PLAIN.fullmatch(url)
-        if plain:
+        if plain and len(plain[2]) <= _MAX_NAME:
             scheme, host, path = plain.groups()
             return Target(url, scheme, host, _DEFAULT_PORTS[scheme], path)
     url = url.strip(_STRIPPED).translate(_REMOVED)
@@ -155,7 +156,7 @@ def _host(name: str) -> str:
     if not name.isascii():
         name = _ascii_name(name)
     name = name.lower()
-    if len(name) > 254 or not _NAME.fullmatch(name):
+    if len(name.rstrip(".")) > _MAX_NAME or not _NAME.fullmatch(name):
         raise ValueError(f"invalid host name {name[:60]!r}")
     last = name.rstrip(".").rpartition(".")[2]
     if _NUMBER.fullmatch(last):
