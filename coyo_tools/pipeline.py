@@ -150,7 +150,8 @@ _PACE: dict[str, type] = {
 }  # fmt: skip
 _LEAST = {
     "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
-    "max_drift": 0, "timeout": 1, "per_host": 1, "deadline": 1, "attempts": 1, "max_bytes": 1, "samples": 1, "batch_size": 2, "limit": 1,
+    "max_drift": 0, "timeout": 1, "per_host": 1, "deadline": 1, "attempts": 1, "max_bytes": 1,
+    "samples": 1, "batch_size": 2, "limit": 1,
     "max_per_entry": 1, "radius": 0, "max_group": 1,
 }  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}

@@ -247,7 +247,7 @@ def test_every_url_is_fetched_once_and_no_other(scenario: Scenario) -> None:
 
 def test_a_file_is_never_opened(scenario: Scenario) -> None:
     for name in ("file:", "redirect to a file"):
-        assert scenario.ledger[name]["bytes"] is None
+        assert not scenario.ledger[name]["bytes"]
     assert not any(b"root:" in b"".join(files.values()) for files in samples(scenario.out).values())
 
 

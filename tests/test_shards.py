@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import shutil
+import subprocess
 import tarfile
 from datetime import date
 from decimal import Decimal
@@ -74,6 +76,55 @@ def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
+
+
+def test_the_bytes_are_those_that_tarfile_writes(tmp_path: Path) -> None:
+    """Checksums, padding and end included; a tar that GNU tar reads without a word."""
+    path = write(tmp_path / "00000.tar")
+    with tarfile.open(tmp_path / "again.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members(path).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert path.read_bytes() == (tmp_path / "again.tar").read_bytes()
+    with ShardWriter(tmp_path / "empty.tar"):
+        pass
+    assert members(tmp_path / "empty.tar") == {}
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar here")
+def test_the_systems_own_tar_lists_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "00000.tar")
+    said = subprocess.run(["tar", "-tf", path], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == list(members(path))
+    assert said.stderr == ""
+
+
+def ids_in_order(path: Path) -> list[int]:
+    return [int(name[:-4]) for name in members(path) if name.endswith(".txt")]
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, [], [None], {"x": None}, {}])
+def test_samples_that_show_the_types_come_first(tmp_path: Path, nothing: Any) -> None:
+    """datasets looks at five samples of a tar; see the head of coyo_tools.shards."""
+    rows = [{"id": n, "a": nothing, "b": n} for n in range(10)]
+    rows[7]["a"] = {"x": 1.5}
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        for row in rows:
+            shard.add(row["id"], b"jpeg", "text", row)
+    assert ids_in_order(tmp_path / "00000.tar") == [0, 7, 1, 2, 3, 4, 5, 6, 8, 9]
+
+
+def test_samples_stay_in_order_where_nothing_is_gained(tmp_path: Path) -> None:
+    for name, values in {
+        "seen-early": [None, None, 3, None, 4, 5, None, 6],
+        "never": [None] * 8,
+        "too-late": [None] * 1000 + [1] * 3,
+    }.items():
+        with ShardWriter(tmp_path / f"{name}.tar") as shard:
+            for id_, value in enumerate(values):
+                shard.add(id_, b"jpeg", "text", {"id": id_, "a": value})
+        assert ids_in_order(tmp_path / f"{name}.tar") == list(range(len(values)))
 
 
 def test_what_json_cant_hold_is_null_or_text(tmp_path: Path) -> None:

@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from coyo_tools import __version__
-from coyo_tools.cli import balance, curate, dedupe, filtering, look, models, pictures, pools, roads
+from coyo_tools.cli import (
+    balance,
+    curate,
+    dedupe,
+    filtering,
+    look,
+    models,
+    pictures,
+    pools,
+    roads,
+    shards,
+)
 from coyo_tools.errors import CoyoError, OutputError, StoppedError
 
 app = typer.Typer(
@@ -49,7 +60,9 @@ def _options(
     """Options that come before the command."""
 
 
-for _group in (pools, filtering, dedupe, balance, curate, look, pictures, models, roads):
+for _group in (
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, roads,
+):  # fmt: skip
     _group.register(app)
 
 
