@@ -140,6 +140,9 @@ ALIVE: dict[str, Answer] = {
     "too-much": body(JPEG + b"and more", length=len(JPEG)),
     "bad-length": raw(OK + b"Content-Length: many\r\n\r\n" + JPEG),
     "two-lengths": raw(OK + b"Content-Length: %d\r\n" % len(JPEG) * 2 + b"\r\n" + JPEG),
+    "identity": drip(
+        OK + b"Transfer-Encoding: Identity\r\nContent-Length: %d\r\n\r\n" % len(JPEG) + JPEG
+    ),
     "interim": raw(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK + b"\r\n" + JPEG),
     "folded": raw(OK + b"X-Robots-Tag: nofollow,\r\n all\r\nno colon\r\n\r\n" + JPEG),
     "other-bot": body(JPEG, X_Robots_Tag="otherbot: noindex, noai"),

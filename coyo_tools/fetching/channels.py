@@ -13,7 +13,6 @@ import time
 import urllib.request
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
 from urllib.parse import unquote, urlsplit
 
 from coyo_tools.errors import DownloadError
@@ -52,6 +51,8 @@ class Channels:
             for scheme in ("http", "https")
             if self._environment.get(scheme)
         }
+        self._tls: ssl.SSLContext | None = None
+        self._making_tls = threading.Lock()
         self._idle: OrderedDict[int, tuple[float, str, Wire]] = OrderedDict()
         self._idle_by_key: dict[str, list[int]] = {}
         self._number = 0
@@ -102,7 +103,7 @@ class Channels:
                 if proxy is not None:
                     _tunnel(Wire(connection), proxy, target, clock)
                 clock.limit(connection)
-                connection = self._tls.wrap_socket(
+                connection = self._tls_context().wrap_socket(
                     connection, server_hostname=target.host.rstrip(".")
                 )
         except BaseException:
@@ -156,12 +157,13 @@ class Channels:
         for wire in wires:
             wire.close()
 
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
+    def _tls_context(self) -> ssl.SSLContext:
         """Made once, since reading the authorities' certificates takes longer than a request."""
-        context = ssl.create_default_context()
-        context.set_alpn_protocols(["http/1.1"])
-        return context
+        with self._making_tls:
+            if self._tls is None:
+                self._tls = ssl.create_default_context()
+                self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
 
     def _key(self, target: Target) -> str:
         """What a connection can be used for again: one origin, or all that one proxy fetches."""

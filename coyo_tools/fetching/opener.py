@@ -233,11 +233,12 @@ class GuardedOpener:
             if wire is not None:
                 try:
                     answer = wire.ask(head, clock)
-                except OSError as error:
-                    # The server may just have closed it. What else is wrong will show again.
-                    if failure_of(error).outcome != outcomes.CONNECTION_LOST:
-                        raise
+                except (OSError, http.client.HTTPException) as error:
+                    # The server may just have closed it, or said more than was asked before.
+                    # What else is wrong will show again.
                     wire.close()
+                    if failure_of(error).outcome not in (outcomes.CONNECTION_LOST, outcomes.OTHER):
+                        raise
             if wire is None or answer is None:
                 wire = self._channels.open(target, clock)
                 answer = wire.ask(head, clock)
@@ -322,14 +323,14 @@ def _read_start(exchange: Exchange, clock: Clock) -> bytes:
     """The first 500 KiB of a body."""
     answer = exchange.answer
     coding = (answer.headers.get("content-encoding") or "").strip().lower()
-    text = b""
+    text = bytearray()  # pieces may be single bytes
     for piece in inflated(exchange.wire.body(answer, clock), coding):
         text += piece
         if len(text) >= MAX_ROBOTS:
             exchange.end()
-            return text[:MAX_ROBOTS]
+            return bytes(text[:MAX_ROBOTS])
     exchange.end(whole=True)
-    return text
+    return bytes(text)
 
 
 def _unasked(outcome: str, detail: str, *, retryable: bool) -> Visit:

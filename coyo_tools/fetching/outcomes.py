@@ -177,7 +177,9 @@ def _said(error: BaseException) -> str:
         return plain(f"not HTTP: {error.args[0]}")
     if isinstance(error, OSError) and error.strerror:
         return plain(error.strerror)
-    return plain(str(error) or type(error).__name__)
+    if isinstance(error, OSError | http.client.HTTPException) and str(error):
+        return plain(str(error))
+    return plain(f"{type(error).__name__}: {error}")  # a surprise, which is to be recognised
 
 
 def failure_of_status(code: int, reason: str, retry_after: str | None = None) -> Failure:

@@ -145,9 +145,9 @@ class _RobotsFile:
         self._connection = sqlite3.connect(
             path, timeout=30.0, isolation_level=None, check_same_thread=False
         )
-        # Many processes read and write; what a crash loses is asked for again.
+        # Many processes read and write; what a power cut loses is asked for again.
         self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=OFF")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
         self._connection.execute(_SCHEMA)
 
     def read(self, origin: str) -> tuple[float, str] | None:

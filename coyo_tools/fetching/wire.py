@@ -71,6 +71,8 @@ class Answer:
         self.reason: Final = reason
         self.headers: Final = headers
         codings = (headers.get("transfer-encoding") or "").lower()
+        if codings == "identity":  # no longer in the standard, and says nothing
+            codings = ""
         lengths = headers.get_all("content-length") or []
         self.chunked = codings.rpartition(",")[2].strip() == "chunked"
         self.length: int | None = None
