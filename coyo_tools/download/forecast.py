@@ -1,2 +1,0 @@
-def forecast_lines(f):
-    return []
