@@ -23,7 +23,7 @@ from coyo_tools.engine import open_session
 from coyo_tools.source import open_source
 
 NAN, INFINITE = float("nan"), float("inf")
-METRICS = 8
+METRICS = 6
 STUDIES = 200
 
 Array = npt.NDArray[Any]
@@ -149,38 +149,43 @@ def iid_verdict(values: Array, arrived: Array, tests: int) -> bool:
 
 
 LAYOUTS = {
-    "even": np.repeat(np.arange(300), 30),
-    "zipf": zipf_hosts(1500, 12_000),
-    "one with 40 %": np.repeat(np.arange(301), [6000] + [30] * 300),
+    "even": np.repeat(np.arange(300), 20),
+    "zipf": zipf_hosts(800, 5_000),
+    "one with 40 %": np.repeat(np.arange(301), [2000] + [10] * 300),
     "eight": np.repeat(np.arange(8), 200),
 }
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.5])
+def draw_fates(rng: np.random.Generator, host: Array, dead: str) -> Array:
+    """Say which rows arrive, whatever their values are: 60 % on average."""
+    hosts = int(host.max()) + 1
+    if dead == "by url":
+        return rng.random(len(host)) < 0.6
+    if dead == "by host":
+        return (rng.random(hosts) < 0.6)[host]
+    return rng.random(len(host)) < rng.beta(1.2, 0.8, hosts)[host]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dead", ["by url", "by host", "by host's own rate"])
-def test_links_that_die_at_random_raise_few_false_alarms(
-    layout: str, dead: str, alike: float
-) -> None:
+def test_links_that_die_at_random_raise_few_false_alarms(layout: str) -> None:
     host = LAYOUTS[layout]
     rng = np.random.default_rng(5)
-    alarms = studies = 0
-    for _ in range(STUDIES):
-        hosts = int(host.max()) + 1
-        arrived = {
-            "by url": lambda: rng.random(len(host)) < 0.6,
-            "by host": lambda: (rng.random(hosts) < 0.6)[host],
-            "by host's own rate": lambda: rng.random(len(host)) < rng.beta(1.2, 0.8, hosts)[host],
-        }[dead]()
-        studies += 1
-        alarms += any(
-            judge_metric(
-                "x", sums_of(host, clustered(rng, host, alike), arrived), METRICS
-            ).verdict == DIFFERS
-            for _ in range(METRICS)
-        )  # fmt: skip
-    # 5 % are due; 14 of 200 or fewer come out in 93 % of such series.
-    assert alarms <= 14, f"{alarms} of {studies}"
+    alarms = []
+    for dead in ("by url", "by host", "by host's own rate"):
+        for alike in (0.0, 0.5):
+            of_series = 0
+            for _ in range(STUDIES):
+                arrived = draw_fates(rng, host, dead)
+                of_series += any(
+                    judge_metric(
+                        "x", sums_of(host, clustered(rng, host, alike), arrived), METRICS
+                    ).verdict == DIFFERS
+                    for _ in range(METRICS)
+                )  # fmt: skip
+            alarms.append(of_series)
+    # 5 % are due. With just that, 19 of 200 come out once in 250 series.
+    assert max(alarms) <= 18, alarms
+    assert sum(alarms) <= 0.06 * STUDIES * len(alarms), alarms
 
 
 def test_rows_taken_for_independent_would_raise_alarms_nearly_always() -> None:
@@ -199,36 +204,52 @@ def test_rows_taken_for_independent_would_raise_alarms_nearly_always() -> None:
     assert ours <= 6
 
 
+def a_tenth_dead(rng: np.random.Generator, host: Array) -> tuple[Array, Array]:
+    """Scores, and who arrives: of hosts with low scores more are dead, though not all."""
+    hosts = int(host.max()) + 1
+    liking = rng.normal(size=hosts)
+    score = 4.8 + 0.7 * (np.sqrt(0.2) * liking[host] + np.sqrt(0.8) * rng.normal(size=len(host)))
+    dead = np.argsort(liking + rng.gumbel(size=hosts))[: hosts // 10]
+    return score, ~np.isin(host, dead)
+
+
 def test_a_tenth_dead_by_host_with_the_score_is_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     host = LAYOUTS["even"]
+    score, arrived = a_tenth_dead(rng, host)
     rows = len(host)
-    liking = rng.normal(size=300)
-    score = 4.8 + 0.7 * (np.sqrt(0.2) * liking[host] + np.sqrt(0.8) * rng.normal(size=rows))
-    # Hosts of low scores die sooner, not always: 30 of 300.
-    dead = np.isin(np.arange(300), np.argsort(liking + rng.gumbel(size=300))[:30])[host]
     found = measure(
         tmp_path,
-        ["dns" if gone else "ok" for gone in dead],
+        ["ok" if one else "dns" for one in arrived],
         id=range(rows),
         url=[f"http://host{number}.example/{row}" for row, number in enumerate(host)],
         aesthetic_score_laion_v2=score,
         watermark_score=rng.random(rows),
-        width=rng.integers(200, 2000, rows),
-        height=rng.integers(200, 2000, rows),
         word_count=rng.integers(3, 30, rows),
     )
-    assert [one.name for one in found.differing] == ["aesthetic_score_laion_v2"]
-    (one,) = found.differing
+    assert (found.rows, found.survivors, found.hosts) == (rows, rows * 9 // 10, 300)
+    one = found.differing[0]
+    assert one.name == "aesthetic_score_laion_v2"
     assert one.difference is not None and 0.01 < one.difference < 0.1
     assert one.low_of_all is not None and one.low is not None
     assert 0 < one.low_of_all < one.low < one.difference
     assert one.size == "negligible"
-    assert {other.verdict for other in found.metrics} == {DIFFERS, NO_DIFFERENCE}
+    same = judge_metric(one.name, sums_of(host, score.astype(np.float32), arrived), 3)
+    assert (same.low_of_all, same.degrees) == pytest.approx((one.low_of_all, one.degrees))
+
+
+def test_it_is_found_nearly_always() -> None:
+    rng = np.random.default_rng(12)
+    host = LAYOUTS["even"]
+    found = 0
+    for _ in range(100):
+        score, arrived = a_tenth_dead(rng, host)
+        found += judge_metric("x", sums_of(host, score, arrived), 12).verdict == DIFFERS
+    assert found >= 90
 
 
 def test_the_interval_covers_the_difference_that_the_cause_makes() -> None:
-    """Each url lives with a chance that rises with its score: what comes out on average is known."""
+    """A url's chance to live rises with its score, so that the average difference is known."""
     rng = np.random.default_rng(8)
     host = LAYOUTS["zipf"]
     values = clustered(rng, host, 0.3)

@@ -319,7 +319,7 @@ def _quantile(level: float, degrees: float) -> float:
 def _size(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "undecided"
-    if -NEGLIGIBLE < low and high < NEGLIGIBLE:
+    if low > -NEGLIGIBLE and high < NEGLIGIBLE:
         return "negligible"
     return "not negligible" if low >= NEGLIGIBLE or high <= -NEGLIGIBLE else "undecided"
 
