@@ -130,11 +130,28 @@ def resumable_artifact(
 ) -> Iterator[Path]:
     """As ``new_artifact``, but what is there when the block ends with an error stays for next time.
 
+    Args and what is raised: as ``begun_artifact``.
+    """
+    with begun_artifact(output, begun_for, overwrite=overwrite, restart=restart) as partial:
+        yield partial
+        if not (partial / MANIFEST).is_file():
+            raise RuntimeError(f"{partial} was finished without a {MANIFEST}")
+        _flush(partial)
+        _move_into_place(partial, output)
+        (output / _BEGUN).unlink()
+
+
+@contextlib.contextmanager
+def begun_artifact(
+    output: Path, begun_for: Mapping[str, Any], *, overwrite: bool = False, restart: bool = False
+) -> Iterator[Path]:
+    """Yield the directory in which an artifact is made, with what is there already; it stays.
+
     Args:
         output: the artifact.
         begun_for: what decides what is made, as JSON can hold it; what was begun for something
             else is not gone on with.
-        overwrite: replace an earlier artifact.
+        overwrite: whether there may be an earlier artifact.
         restart: discard what is there.
 
     Raises:
@@ -152,7 +169,7 @@ def resumable_artifact(
                 names = [name for name in wanted if begun.get(name) != wanted[name]]
                 raise OutputError(
                     f"{partial} holds an unfinished one with other {', '.join(sorted(names))}.",
-                    f"Give the command as it was to go on with that, or discard it with --restart, "
+                    "Give the command as it was to go on with that, or discard it with --restart, "
                     f"or by deleting {partial}.",
                 )
         else:
@@ -161,11 +178,6 @@ def resumable_artifact(
             half.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
             half.replace(note)
         yield partial
-        if not (partial / MANIFEST).is_file():
-            raise RuntimeError(f"{partial} was finished without a {MANIFEST}")
-        _flush(partial)
-        _move_into_place(partial, output)
-        (output / _BEGUN).unlink()
 
 
 @contextlib.contextmanager

@@ -123,10 +123,10 @@ def download_command(
         DownloadSettings,
         Pace,
         download_pictures,
+        forecast_lines,
         pilot_download,
-        read_blocklists,
     )
-    from coyo_tools.download.forecast import forecast_lines
+    from coyo_tools.fetching import read_blocklist
     from coyo_tools.pictures import PictureSettings
 
     settings = DownloadSettings(
@@ -137,24 +137,29 @@ def download_command(
         max_bytes=max_bytes,
         honour_opt_outs=not ignore_opt_outs,
         allowed_networks=EVERY_NETWORK if allow_private_networks else tuple(allow_network or ()),
-        blocked_domains=read_blocklists(blocklist or ()),
+        blocked_domains=frozenset().union(*map(read_blocklist, blocklist or ())),
         pace=Pace(processes, threads, per_host, timeout, deadline, attempts, backoff, distributor),
     )
     if pilot is not None:
         with download_progress("pilot") as on_progress:
             forecast = pilot_download(
-                subset, output, settings, pilot, restart=restart, on_progress=on_progress
+                subset,
+                output,
+                settings,
+                pilot,
+                overwrite=overwrite,
+                restart=restart,
+                on_progress=on_progress,
             )
         if not go_on:
             if as_json:
                 print_json(asdict(forecast))
                 return
-            for line in forecast_lines(forecast):
-                typer.echo(line)
+            print_table(["forecast", "value", "95 % interval"], forecast_lines(forecast))
             say("To go on, give the command without --pilot; what was fetched is used.")
             return
-        for line in forecast_lines(forecast):
-            say(line)
+        for what, value, interval in forecast_lines(forecast):
+            say(f"{what}: {value}" + (f" ({interval})" if interval else ""))
     with download_progress("download") as on_progress:
         result = download_pictures(
             subset, output, settings,

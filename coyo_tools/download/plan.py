@@ -13,8 +13,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coyo_tools.columns import ID, IMAGE_PHASH
 from coyo_tools.engine import count_rows, read_sql
 from coyo_tools.fetching.journal import JOURNALS, REQUESTS
+from coyo_tools.source import Source
 
 ROWS = "rows"
 FATES = "fates"
@@ -56,9 +58,9 @@ def write_plan(
     *,
     all_rows: bool = True,
 ) -> Plan:
-    """Write requests and rows from the table ``urls``.
+    """Write requests and rows from the table ``urls``, and make the table ``planned``.
 
-    The plan is on disk as a whole or not at all; see ``read_plan``.
+    ``keep_plan`` says at last that all is there.
 
     Args:
         session: with the table.
@@ -73,8 +75,8 @@ def write_plan(
     ideal = -(-urls // (2 * processes))
     batch = min(max(ideal, _SMALLEST_BATCH), max(samples_per_shard, 1))
     session.execute(read_sql("download/batches.sql"), {"urls_per_batch": batch})
-    rows = _write_files(session.sql(read_sql("download/rows.sql")), work / ROWS)
-    _write_files(session.sql(read_sql("download/requests.sql")), work / REQUESTS)
+    rows = write_files(session.sql(read_sql("download/rows.sql")), work / ROWS)
+    write_files(session.sql(read_sql("download/requests.sql")), work / REQUESTS)
     if all_rows:
         session.sql(read_sql("download/unfetchable.sql")).write_parquet(
             str(work / FATES / "unfetchable.parquet")
@@ -82,11 +84,14 @@ def write_plan(
     batches: dict[int, list[int]] = {}
     for shard, number in session.sql(read_sql("download/batches_of_shards.sql")).fetchall():
         batches.setdefault(shard, []).append(number)
-    plan = Plan(urls, rows, batches)
+    return Plan(urls, rows, batches)
+
+
+def keep_plan(work: Path, plan: Plan) -> None:
+    """Note that a plan is on disk as a whole; ``read_plan`` finds it then."""
     partial = work / f"{_PLAN}.partial"
     partial.write_text(json.dumps(asdict(plan)), encoding="utf-8")
     partial.replace(work / _PLAN)
-    return plan
 
 
 def read_plan(work: Path) -> Plan | None:
@@ -100,6 +105,16 @@ def read_plan(work: Path) -> Plan | None:
     )
 
 
+def view_hashes(session: duckdb.DuckDBPyConnection, pool: Source) -> None:
+    """Make the view ``hashes``: id and image_phash, NULL where the pool has no such column."""
+    hashed: duckdb.Expression = duckdb.ColumnExpression(IMAGE_PHASH)
+    if IMAGE_PHASH not in pool.columns:
+        hashed = duckdb.ConstantExpression(None)
+    session.view("pool").select(duckdb.ColumnExpression(ID), hashed.alias(IMAGE_PHASH)).create_view(
+        "hashes"
+    )
+
+
 def file_name(number: int) -> str:
     """Return the file name of a batch's requests or a shard's rows.
 
@@ -109,7 +124,7 @@ def file_name(number: int) -> str:
     return f"{number:05d}.parquet"
 
 
-def _write_files(relation: duckdb.DuckDBPyRelation, folder: Path) -> int:
+def write_files(relation: duckdb.DuckDBPyRelation, folder: Path) -> int:
     """Write a relation that is sorted by ``__file`` into one parquet file for each of its values.
 
     Returns the number of rows.

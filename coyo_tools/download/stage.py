@@ -7,19 +7,30 @@ rows or settings are never mixed in.
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
+from coyo_tools.download.fetch import fetch
+from coyo_tools.download.forecast import Forecast
 from coyo_tools.download.ledger import OK
 from coyo_tools.download.packing import is_packed, pack_shard
-from coyo_tools.download.plan import FATES, Plan, number_urls, read_plan, write_plan
+from coyo_tools.download.pilot import forecast_of, run_pilot, use_pilots
+from coyo_tools.download.plan import (
+    FATES,
+    Plan,
+    keep_plan,
+    number_urls,
+    read_plan,
+    view_hashes,
+    write_plan,
+)
 from coyo_tools.download.settings import DownloadResult, DownloadSettings, check_settings
 from coyo_tools.engine import (
     available_cores,
@@ -31,20 +42,17 @@ from coyo_tools.engine import (
 )
 from coyo_tools.errors import (
     ColumnError,
-    DownloadError,
     EmptyResultError,
     OutputError,
     SourceError,
     StoppedError,
 )
-from coyo_tools.fetching.journal import done_batches
-from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
-from coyo_tools.fetching.tally import TallyReader
 from coyo_tools.manifest import (
     MANIFEST,
     IdDigest,
     Manifest,
     Stopwatch,
+    begun_artifact,
     empty_directory,
     put_back,
     read_manifest,
@@ -57,7 +65,6 @@ from coyo_tools.progress import Progress, no_progress
 from coyo_tools.shards import LEDGER, SHARDS_KIND, shard_name
 from coyo_tools.source import Source, open_source
 
-_POLL_SECONDS = 0.3
 _STAGE = "download"
 
 
@@ -104,11 +111,7 @@ def download_pictures(
             f"--retry tries again what a finished download lacks, and there is none in {output}.",
             "Leave --retry out. A download that was stopped goes on by itself.",
         )
-    begun_for = {
-        "subset": pool.fingerprint,
-        **chosen.as_parameters(),
-        "retry_of": settings_digest(asdict(earlier)) if earlier else None,
-    }
+    begun_for = _begun_for(pool, chosen, earlier)
     with (
         _kept_when_stopped(output),
         resumable_artifact(
@@ -138,12 +141,7 @@ def _make(
         shutil.rmtree(left)
     work = directory / "work"
     plan = _plan(pool, directory, settings, earlier)
-    with TallyReader(work) as tally:
-        asked_before = tally.asked
-        if plan.urls:
-            _fetch_and_pack(directory, work, plan, settings, earlier, tally, on_progress)
-        tally.update()
-        asked = tally.asked
+    asked = _fetch_and_pack(directory, work, plan, settings, earlier, on_progress)
     if earlier is not None:
         _take_over(earlier, directory)
     with open_session(pool, output=directory) as session, recipe_errors(pool):
@@ -156,7 +154,58 @@ def _make(
             "Check the network, and the proxy settings (http_proxy, https_proxy).",
         )
     write_manifest(directory, replace(made, seconds=watch.seconds()))
-    return asked - asked_before
+    return asked
+
+
+def pilot_download(
+    source: str | Path,
+    output: Path,
+    settings: DownloadSettings,
+    wanted: int,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    on_progress: Progress = no_progress,
+) -> Forecast:
+    """Fetch a sample of the urls, and forecast what downloading all will come to.
+
+    ``download_pictures`` with the same source, output and settings goes on from there.
+
+    Args:
+        source: the pool or subset.
+        output: of the download.
+        settings: of the download.
+        wanted: about how many urls to fetch.
+        overwrite: there may be a finished result already.
+        restart: discard what a stopped download has fetched.
+        on_progress: called with urls that were asked for and urls in all.
+
+    Raises:
+        CoyoError: as ``download_pictures``; or the download itself has begun.
+    """
+    check_settings(settings)
+    pool = _open_pool(source)
+    begun_for = _begun_for(pool, settings, None)
+    with (
+        _kept_when_stopped(output),
+        begun_artifact(output, begun_for, overwrite=overwrite, restart=restart) as directory,
+    ):
+        if read_plan(directory / "work") is not None:
+            raise OutputError(
+                f"The download to {output} has begun; a pilot comes before it.",
+                "Leave --pilot out to go on, or discard what was fetched with --restart.",
+            )
+        return run_pilot(pool, directory, settings, wanted, on_progress)
+
+
+def _begun_for(
+    pool: Source, settings: DownloadSettings, earlier: Manifest | None
+) -> dict[str, Any]:
+    return {
+        "subset": pool.fingerprint,
+        **settings.as_parameters(),
+        "retry_of": settings_digest(asdict(earlier)) if earlier else None,
+    }
 
 
 def _open_pool(source: str | Path) -> Source:
@@ -239,9 +288,12 @@ def _plan(pool: Source, directory: Path, settings: DownloadSettings, earlier: Pa
             _view_earlier(session, directory, earlier)
             session.execute(read_sql("download/only_retryable.sql"))
         processes = settings.pace.processes or available_cores()
-        return write_plan(
+        plan = write_plan(
             session, work, settings.samples_per_shard, processes, all_rows=earlier is None
         )
+        use_pilots(session, work)
+    keep_plan(work, plan)
+    return plan
 
 
 def _view_earlier(
@@ -260,70 +312,22 @@ def _fetch_and_pack(
     plan: Plan,
     settings: DownloadSettings,
     earlier: Path | None,
-    tally: TallyReader,
     on_progress: Progress,
-) -> None:
+) -> int:
     """Let img2dataset fetch, and pack each shard as soon as nothing more can come for it."""
-    log = work / "img2dataset.log"
     unpacked = {shard for shard in plan.batches if not is_packed(work, shard)}
-    if not unpacked:
-        return
-    fetcher = start_fetching(_fetch_settings(work, plan.batch_count, settings), log)
-    try:
-        while unpacked:
-            running = fetcher.poll() is None
-            done = done_batches(work)
-            ready = [shard for shard in sorted(unpacked) if done.issuperset(plan.batches[shard])]
-            for shard in ready:
+
+    def pack_one(done: set[int]) -> bool:
+        for shard in sorted(unpacked):
+            if done.issuperset(plan.batches[shard]):
                 old = None if earlier is None else earlier / shard_name(shard)
                 pack_shard(directory, work, shard, plan.batches[shard], settings, old)
                 unpacked.remove(shard)
-            tally.update()
-            on_progress(min(tally.asked, plan.urls), plan.urls)
-            if not running and not ready:
-                break
-            if running and not ready:
-                time.sleep(_POLL_SECONDS)
-    finally:
-        stop_fetching(fetcher)
-    if unpacked:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines and "disk is full" in lines[-1]:
-            raise OutputError(
-                f"The disk is full; {directory} was not finished.",
-                "Free some space and give the same command again; what was fetched is kept.",
-            )
-        tail = "\n  ".join(lines[-5:])
-        raise DownloadError(
-            f"img2dataset ended with {len(unpacked):,} of {len(plan.batches):,} shards unfinished. "
-            f"Its last words:\n  {tail}",
-            "What was fetched is kept; the same command goes on from there.",
-        )
+                return True
+        return False
 
-
-def _fetch_settings(folder: Path, batches: int, settings: DownloadSettings) -> FetchSettings:
-    pace = settings.pace
-    processes = min(pace.processes or available_cores(), batches)
-    return FetchSettings(
-        folder=str(folder.absolute()),
-        batches=batches,
-        processes=processes,
-        threads=pace.threads,
-        attempts=pace.attempts,
-        backoff=pace.backoff,
-        distributor=pace.distributor,
-        policy={
-            "timeout": pace.timeout,
-            "max_seconds": pace.deadline,
-            "max_bytes": settings.max_bytes,
-            "per_host": max(1, pace.per_host // processes),
-            "allowed_networks": settings.allowed_networks,
-            "honour_opt_outs": settings.honour_opt_outs,
-            "blocked_domains": sorted(settings.blocked_domains),
-            "robots_cache": str(folder.absolute() / "robots.sqlite"),
-        },
-        picture=asdict(settings.picture),
-    )
+    robots = work / "robots.sqlite"
+    return fetch(work, robots, plan.batch_count, plan.urls, settings, on_progress, pack_one)
 
 
 def _take_over(earlier: Path, directory: Path) -> None:
@@ -364,6 +368,7 @@ def _conclude(
     if every.count != pool.rows or not every.ascending:
         raise RuntimeError(f"the ledger has {every.count} rows for {pool.rows} ids")
     outcomes = {outcome: rows for outcome, rows, _, _ in counts}
+    forecast = forecast_of(directory / "work")
     return Manifest(
         kind=SHARDS_KIND,
         parameters={"stage": _STAGE, **settings.as_parameters()},
@@ -379,6 +384,7 @@ def _conclude(
             "retryable": sum(retryable for _, _, retryable, _ in counts),
             "bytes_served": sum(served for _, _, _, served in counts),
             "pace": asdict(settings.pace),
+            "forecast": None if forecast is None else asdict(forecast),
         },
     )
 
@@ -394,12 +400,7 @@ def _write_ledger(
         asked.create_view("asked")
         _view_earlier(session, directory, earlier)
         session.sql(read_sql("download/fates.sql")).create_view("fates")
-    hashed: duckdb.Expression = duckdb.ColumnExpression(IMAGE_PHASH)
-    if IMAGE_PHASH not in pool.columns:
-        hashed = duckdb.ConstantExpression(None)
-    session.view("pool").select(duckdb.ColumnExpression(ID), hashed.alias(IMAGE_PHASH)).create_view(
-        "hashes"
-    )
+    view_hashes(session, pool)
     partial = directory / "work" / LEDGER
     session.sql(read_sql("download/ledger.sql")).write_parquet(
         str(partial.absolute()), compression="zstd"

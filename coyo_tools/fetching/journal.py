@@ -29,7 +29,7 @@ class Entry:
     """What became of a url: the columns of the ledger that all rows of a url share.
 
     ``outcome`` is ``ok`` for a picture, whose stored JPEG is ``jpeg``. ``due`` is the time
-    before which it is not to be asked for again, ``finished`` that of the last answer, both in
+    before which it is not to be asked for again, ``finished`` that of the first answer, both in
     seconds since 1970.
     """
 
@@ -61,9 +61,10 @@ class JournalError(BaseException):
 
 @dataclass(frozen=True)
 class Pending:
-    """A url that is still to be asked for: how often it was already, and when it is due."""
+    """A url that is still to be asked for: how often it was already, when first, when again."""
 
     attempts: int
+    finished: float
     due: float
 
 
@@ -138,14 +139,14 @@ class Journal:
             attempts: how often a url is asked for in all, as long as its outcome is retryable.
         """
         states = {
-            number: (retryable, done, due)
-            for number, retryable, done, due in self._connection.execute(_sql("states"))
+            number: (retryable, done, finished, due)
+            for number, retryable, done, finished, due in self._connection.execute(_sql("states"))
         }
         found = {}
         for number in url_numbers:
-            retryable, done, due = states.get(number, (True, 0, 0.0))
+            retryable, done, finished, due = states.get(number, (True, 0, 0.0, 0.0))
             if retryable and done < attempts:
-                found[number] = Pending(done, due)
+                found[number] = Pending(done, finished, due)
         return found
 
 

@@ -35,7 +35,7 @@ class FetchSettings:
 def start_fetching(settings: FetchSettings, log: Path) -> "subprocess.Popen[bytes]":
     """Start img2dataset in a new process group, writing what it says to ``log``."""
     environment = os.environ | {"WANDB_MODE": "disabled", "NO_ALBUMENTATIONS_UPDATE": "1"}
-    # glibc's resolver can't be interrupted, and by itself takes up to half a minute for a dead name.
+    # glibc's resolver can't be interrupted; by itself it takes up to half a minute for a dead name.
     environment.setdefault("RES_OPTIONS", "timeout:3 attempts:2")
     with log.open("ab") as out:
         process = subprocess.Popen(

@@ -151,7 +151,7 @@ class _Workers:
                 print("a worker process was killed; is memory short?", flush=True)
                 if self._crashes == _CRASHES:
                     raise
-                self._pool.shutdown()
+                self.close()
                 self._pool = None
 
     def _submit(self, fetcher: "BatchFetcher", batch: Batch) -> Future[Any]:

@@ -199,7 +199,7 @@ class _JournalWriter:
             retryable=retryable,
             attempts=attempts,
             due=time.time() + max(pause, visit.retry_after or 0.0) if retryable else 0.0,
-            finished=time.time(),
+            finished=time.time() if attempts == 1 else self._pending[number].finished,
             seconds=visit.seconds,
             bytes_served=visit.bytes if visit.final_url is not None else None,
             final_url=visit.final_url,

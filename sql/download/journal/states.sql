@@ -1,2 +1,2 @@
 -- SQLite: which urls could be asked for again, and when.
-SELECT url_number, retryable, attempts, due FROM entries;
+SELECT url_number, retryable, attempts, finished, due FROM entries;

@@ -1,0 +1,120 @@
+"""Waiting for img2dataset: it is started, watched, and ended with whoever waits."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from coyo_tools.download.settings import DownloadSettings
+from coyo_tools.engine import available_cores
+from coyo_tools.errors import DownloadError, OutputError
+from coyo_tools.fetching.journal import done_batches
+from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
+from coyo_tools.fetching.tally import TallyReader
+from coyo_tools.progress import Progress
+
+_POLL_SECONDS = 0.3
+_LOG = "img2dataset.log"
+
+
+def fetch(
+    folder: Path,
+    robots: Path,
+    batches: int,
+    urls: int,
+    settings: DownloadSettings,
+    on_progress: Progress,
+    on_done: Callable[[set[int]], bool] = lambda _: False,
+) -> int:
+    """Have all batches of a folder fetched; return how many urls were asked for this time.
+
+    Args:
+        folder: with the requests; see ``fetching.run``.
+        robots: where robots.txt files are kept.
+        batches: how many there are.
+        urls: in all batches, for the progress.
+        settings: of the download.
+        on_progress: called with urls that were asked for and urls in all.
+        on_done: called again and again with the batches that are done; says whether it has used
+            the time, or waiting is in order.
+
+    Raises:
+        DownloadError: img2dataset ended before all was done.
+        OutputError: there is no room for what it fetched.
+    """
+    log = folder / _LOG
+    with TallyReader(folder) as tally:
+        asked_before = tally.asked
+        done = done_batches(folder)
+        worked = on_done(done)
+        if len(done) < batches:
+            process = start_fetching(_fetch_settings(folder, robots, batches, settings), log)
+            try:
+                running = True
+                while running or worked:
+                    running = process.poll() is None
+                    worked = on_done(done_batches(folder))
+                    tally.update()
+                    on_progress(min(tally.asked, urls), urls)
+                    if running and not worked:
+                        time.sleep(_POLL_SECONDS)
+            finally:
+                stop_fetching(process)
+        while on_done(done_batches(folder)):
+            pass
+        tally.update()
+        asked = tally.asked - asked_before
+    missing = batches - len(done_batches(folder))
+    if missing:
+        _explain(log, missing, batches)
+    return asked
+
+
+def per_host_and_process(settings: DownloadSettings, batches: int) -> int:
+    """Return how many requests each process may have at one host at a time."""
+    return max(1, settings.pace.per_host // _processes(settings, batches))
+
+
+def _processes(settings: DownloadSettings, batches: int) -> int:
+    return min(settings.pace.processes or available_cores(), batches)
+
+
+def _fetch_settings(
+    folder: Path, robots: Path, batches: int, settings: DownloadSettings
+) -> FetchSettings:
+    pace = settings.pace
+    return FetchSettings(
+        folder=str(folder.absolute()),
+        batches=batches,
+        processes=_processes(settings, batches),
+        threads=pace.threads,
+        attempts=pace.attempts,
+        backoff=pace.backoff,
+        distributor=pace.distributor,
+        policy={
+            "timeout": pace.timeout,
+            "max_seconds": pace.deadline,
+            "max_bytes": settings.max_bytes,
+            "per_host": per_host_and_process(settings, batches),
+            "allowed_networks": settings.allowed_networks,
+            "honour_opt_outs": settings.honour_opt_outs,
+            "blocked_domains": sorted(settings.blocked_domains),
+            "robots_cache": str(robots.absolute()),
+        },
+        picture=asdict(settings.picture),
+    )
+
+
+def _explain(log: Path, missing: int, batches: int) -> None:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if lines and "disk is full" in lines[-1]:
+        raise OutputError(
+            "The disk is full.",
+            "Free some space and give the same command again; what was fetched is kept.",
+        )
+    tail = "\n  ".join(lines[-5:])
+    raise DownloadError(
+        f"img2dataset ended with {missing:,} of {batches:,} batches unfinished. "
+        f"Its last words:\n  {tail}",
+        "What was fetched is kept; the same command goes on from there.",
+    )
