@@ -361,8 +361,8 @@ def _show_speed(runs: dict[str, list[Run]], latency: float, dead: float) -> None
     faulty = f", {dead:.0%} of links dead" if dead else ""
     print(f"### Images a second, answers after {latency:.0f} ms{faulty}\n")
     print("| | images/s, whole command | ratio (target ≥ 0.90) | since the first request | ratio "
-          "| 5–95 % of requests | CPU, ms an image | of it system | peak PSS | ratio |\n"
-          "|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+          "| 5–95 % of requests | CPU, ms an image | ratio | of it system | peak PSS | ratio |\n"
+          "|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for peer, own in runs.items():
         over_all, since_first, between = (
             statistics.median(run.rates()[which] for run in own) for which in range(3)
@@ -377,13 +377,16 @@ def _show_speed(runs: dict[str, list[Run]], latency: float, dead: float) -> None
         cpu = statistics.median(run.tree.cpu / run.pool.urls for run in own)
         system = statistics.median(run.tree.system / run.pool.urls for run in own)
         peak = statistics.median(run.tree.peak().pss for run in own)
-        held = statistics.median(
-            run.tree.peak().pss / plain.tree.peak().pss
-            for run, plain in zip(own, runs[PLAIN], strict=True)
+        held, spent = (
+            statistics.median(
+                figure(run) / figure(plain) for run, plain in zip(own, runs[PLAIN], strict=True)
+            )
+            for figure in (lambda run: run.tree.peak().pss, lambda run: run.tree.cpu)
         )
         print(
             f"| {peer} | {over_all:.0f} | **{ratios[0]:.2f}** | {since_first:.0f} "
-            f"| {ratios[1]:.2f} | {between:.0f} | {1000 * cpu:.2f} | {1000 * system:.2f} "
+            f"| {ratios[1]:.2f} | {between:.0f} | {1000 * cpu:.2f} "
+            f"| {spent:.2f} | {1000 * system:.2f} "
             f"| {peak / GB:.2f} GB | {held:.2f} |"
         )
     print(flush=True)
