@@ -13,7 +13,6 @@ import argparse
 import functools
 import hashlib
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -281,4 +280,3 @@ def _each(pictures: Pictures) -> Any:
 
 if __name__ == "__main__":
     main()
-    sys.exit()
