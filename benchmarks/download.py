@@ -252,12 +252,13 @@ def _command(bench: Bench, peer: str, pool: Pool, output: Path) -> list[object]:
             "threads": bench.threads,
             "timeout": 10,
         }
-        if bench.per_host is not None:
+        offered = _coyo_help()
+        if bench.per_host is not None and "--per-host" in offered:
             options["per-host"] = bench.per_host
         for name, value in options.items():
             command += [f"--{name}", value]
         private = "--allow-private-networks"
-        return [*command, private] if private in _coyo_help() else command
+        return [*command, private] if private in offered else command
     kept = [_TAKEN.get(column.name, column.name) for column in COYO_COLUMNS]
     options = {
         "url_list": pool.plain,
