@@ -177,7 +177,11 @@ def begun_artifact(
             half = note.with_suffix(".half")
             half.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
             half.replace(note)
-        yield partial
+        try:
+            yield partial
+        finally:
+            if partial.is_dir() and {path.name for path in partial.iterdir()} <= {_BEGUN}:
+                shutil.rmtree(partial)  # nothing to go on from
 
 
 @contextlib.contextmanager

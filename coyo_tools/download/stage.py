@@ -53,7 +53,6 @@ from coyo_tools.manifest import (
     Manifest,
     Stopwatch,
     begun_artifact,
-    empty_directory,
     put_back,
     read_manifest,
     refuse_existing,
@@ -148,7 +147,10 @@ def _make(
         made = _conclude(session, pool, directory, plan, settings, earlier)
     if not made.rows_out:
         said = ", ".join(f"{outcome} {rows:,}" for outcome, rows in made.lost.items())
-        empty_directory(directory)  # or a second try would find everything done
+        shutil.rmtree(work)  # or a second try would find everything done
+        (directory / LEDGER).unlink()
+        for tar in directory.glob("*.tar"):
+            tar.unlink()
         raise EmptyResultError(
             f"None of {pool.rows:,} pictures arrived: {said}.",
             "Check the network, and the proxy settings (http_proxy, https_proxy).",
@@ -280,9 +282,9 @@ def _plan(pool: Source, directory: Path, settings: DownloadSettings, earlier: Pa
     found = read_plan(work)
     if found is not None:
         return found
-    work.mkdir(exist_ok=True)
     with open_session(pool, output=directory) as session, recipe_errors(pool):
         refuse_duplicate_ids(session, session.view("pool"), pool.path)
+        work.mkdir(exist_ok=True)
         number_urls(session, settings.samples_per_shard)
         if earlier is not None:
             _view_earlier(session, directory, earlier)
