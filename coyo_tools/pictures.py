@@ -49,7 +49,6 @@ class PictureSettings:
 
     image_size: int = 256
     quality: int = 90
-    resize: str = "keep_ratio_largest"
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,6 @@ class Picture:
     height: int
     image_phash: str
     bytes_served: int
-    stored_width: int = 1
-    stored_height: int = 1
 
 
 @dataclass(frozen=True)
