@@ -75,17 +75,17 @@ class PictureWorkers:
 
         waiting: deque[tuple[Key, Future[Made | Refusal] | Refusal]] = deque()
         for key, data in items:
-            refused = isinstance(data, Refusal)
-            waiting.append((key, data if refused else self._threads.submit(take, data)))
+            if isinstance(data, Refusal):
+                waiting.append((key, data))
+            else:
+                waiting.append((key, self._threads.submit(take, data)))
             if len(waiting) >= 8 * self._processes:
                 yield _result(*waiting.popleft())
         while waiting:
             yield _result(*waiting.popleft())
 
 
-def _result(
-    key: Key, future: "Future[Made | Refusal] | Refusal"
-) -> tuple[Key, Made | Refusal]:
+def _result(key: Key, future: "Future[Made | Refusal] | Refusal") -> tuple[Key, Made | Refusal]:
     if isinstance(future, Refusal):
         return key, future
     # Polars has system calls restarted after a Ctrl-C: an endless wait would not notice one.

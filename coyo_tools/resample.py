@@ -78,7 +78,7 @@ def _windows(source: int, target: int, lanczos: bool) -> _Windows:
     """
     scale = source / target
     support = (3.0 if lanczos else 1.0) * scale
-    room = int(math.ceil(support)) * 2 + 1
+    room = math.ceil(support) * 2 + 1
     begins = np.empty(target, np.int64)
     counts = np.empty(target, np.int64)
     weights = np.empty((target, room), np.int32)

@@ -39,7 +39,8 @@ from coyo_tools.fetcher import (
 )
 from coyo_tools.manifest import IdDigest, Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.phash import hamming
-from coyo_tools.pictures import Picture, PictureSettings, PictureWorkers, Refusal
+from coyo_tools.picture_workers import PictureWorkers
+from coyo_tools.pictures import Picture, PictureSettings, Refusal
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.shards import LEDGER, SHARDS_KIND, ShardWriter, shard_name
 from coyo_tools.source import open_source
