@@ -14,7 +14,8 @@ from pathlib import Path
 from coyo_tools.engine import available_cores
 from coyo_tools.errors import SourceError
 from coyo_tools.phash import hamming
-from coyo_tools.pictures import Key, PictureSettings, PictureWorkers, Refusal
+from coyo_tools.picture_workers import Key, PictureWorkers
+from coyo_tools.pictures import PictureSettings, Refusal
 
 # Desktop systems leave these in every folder (.DS_Store): no fault of the folder's owner.
 HIDDEN = Refusal("hidden file", "its name begins with a dot")
@@ -70,7 +71,7 @@ def hash_files(
     turns: bool = False,
     processes: int | None = None,
 ) -> Iterator[tuple[Key, tuple[str, ...] | Refusal]]:
-    """Hash picture files as COYO does, in order; see ``pictures.hash_picture``.
+    """Hash picture files as COYO does, in order; see ``decoding.hash_picture``.
 
     Args:
         files: pairs of anything and a file, or why that is not looked at.

@@ -6,7 +6,7 @@ reason if its picture was refused.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from coyo_tools.manifest import (
     new_artifact,
     write_manifest,
 )
-from coyo_tools.pictures import Picture, PictureSettings, PictureWorkers, Refusal
+from coyo_tools.picture_workers import PictureWorkers
+from coyo_tools.pictures import Picture, PictureSettings, Refusal
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.recipe import missing_column
 from coyo_tools.shards import LEDGER, SHARDS_KIND, ShardWriter, shard_name
@@ -234,9 +235,7 @@ def _pack(
                 if isinstance(result, Picture):
                     shard.add(row[ID], result.jpeg, row[TEXT], row | _measured(row, result))
                     # The JPEG is on disk now; keeping it would hold every picture in memory.
-                    kept[row[ID]] = Picture(
-                        b"", result.width, result.height, result.image_phash, result.bytes_served
-                    )
+                    kept[row[ID]] = replace(result, jpeg=b"")
                     fate |= {"outcome": "ok", "detail": "", "shard": name}
                     fate["bytes"] = result.bytes_served
                 else:

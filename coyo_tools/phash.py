@@ -8,6 +8,8 @@ where they should be found.
 import imagehash
 from PIL import Image
 
+from coyo_tools.resample import grey_for_hashing
+
 PHASH_BITS = 64
 
 # How many bits an ordinary hash has set. The block is cut at its median, so that 32 are set unless
@@ -24,9 +26,10 @@ def phash(image: Image.Image) -> str:
     """Hash a picture as COYO does: ``imagehash.phash`` with hash_size 8, 16 hex digits.
 
     The block of DCT coefficients includes the DC term and is cut at its own median, so ordinary
-    pictures have 32 bits set, and their distances are even.
+    pictures have 32 bits set, and their distances are even. The first two of imagehash's steps, to
+    grey and to 32 x 32 pixels, come before it: it finds nothing left to shrink.
     """
-    return str(imagehash.phash(image))
+    return str(imagehash.phash(grey_for_hashing(image.convert("L"))))
 
 
 def turned_phashes(image: Image.Image) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.filter import filter_pool
 from coyo_tools.index import index_pictures
 from coyo_tools.manifest import MANIFEST, Manifest, digest_of, read_manifest, settings_digest
-from coyo_tools.pictures import PictureSettings
+from coyo_tools.pictures import PictureSettings, check_picture_settings
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.recipe import load_recipe
 from coyo_tools.report import ReportStage, write_report
@@ -138,12 +138,8 @@ def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
 
 
 _PICTURES: dict[str, type] = {
-    "image_size": int,
-    "quality": int,
-    "resize": str,
-    "samples_per_shard": int,
-    "processes": int,
-}
+    "image_size": int, "quality": int, "resize": str, "samples_per_shard": int, "processes": int,
+}  # fmt: skip
 _PACE: dict[str, type] = {
     "processes": int, "threads": int, "per_host": int, "timeout": int, "deadline": int,
     "attempts": int, "backoff": float,
@@ -372,6 +368,8 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
         check_dedupe(**chosen | {"by": tuple(settings.get("by", [IMAGE_PHASH]))})
     if does == "decontaminate":
         refuse_settings(settings.get("radius", DEFAULT_RADIUS), settings.get("flat", "exact"))
+    if does in ("download", "index"):
+        check_picture_settings(_picture_settings({**settings}))
     return Stage(name, does, settings)
 
 

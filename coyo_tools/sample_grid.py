@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from coyo_tools.engine import available_cores
 from coyo_tools.errors import OutputError
 from coyo_tools.manifest import new_file
-from coyo_tools.pictures import Picture, PictureSettings, PictureWorkers, Refusal
+from coyo_tools.picture_workers import PictureWorkers
+from coyo_tools.pictures import Picture, PictureSettings, Refusal
 from coyo_tools.shard_tally import DrawnSample
 from coyo_tools.tar_samples import read_file
 

@@ -15,10 +15,11 @@ from scipy.fft import dctn
 from typer.testing import CliRunner, Result
 
 from coyo_tools.cli import app
+from coyo_tools.decoding import hash_picture
 from coyo_tools.errors import SourceError
 from coyo_tools.hashing import HIDDEN, files_under
 from coyo_tools.phash import PHASH_BITS, TURNS, hamming, phash, turned_phashes
-from coyo_tools.pictures import Refusal, hash_picture
+from coyo_tools.pictures import Refusal
 
 HASHES = st.integers(min_value=0, max_value=2**64 - 1).map("{:016x}".format)
 

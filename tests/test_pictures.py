@@ -15,15 +15,10 @@ import pytest
 from making import descendants, encoded, needs_proc, picture
 from PIL import Image, ImageDraw
 
+from coyo_tools.decoding import decode_picture
 from coyo_tools.phash import phash
-from coyo_tools.pictures import (
-    MAX_PIXELS,
-    Picture,
-    PictureSettings,
-    PictureWorkers,
-    Refusal,
-    decode_picture,
-)
+from coyo_tools.picture_workers import PictureWorkers
+from coyo_tools.pictures import MAX_PIXELS, Picture, PictureSettings, Refusal
 
 SMALL = PictureSettings(image_size=64, quality=95)
 
@@ -301,7 +296,7 @@ def test_a_picture_that_takes_its_worker_down_is_refused_and_the_next_one_comes(
 ) -> None:
     def take_down() -> None:
         for pid in descendants(os.getpid()):
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"coyo_tools.decoder" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
 
     with PictureWorkers(SMALL, 1, seconds=60) as workers:

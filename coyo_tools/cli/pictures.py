@@ -23,14 +23,15 @@ from coyo_tools.cli.output import (
 ImageSize = Annotated[
     int, typer.Option(help="Longest side of the stored pictures, pixels; never enlarged.", min=16)
 ]
-Quality = Annotated[int, typer.Option(help="JPEG quality.", min=1, max=95)]
 Resize = Annotated[
     str,
     typer.Option(
-        help="How to shrink: keep_ratio_largest (longest side), keep_ratio (shortest side), "
-        "center_crop, border, no."
+        help="What becomes of pictures larger than --image-size: its longest side is that "
+        "(keep_ratio_largest), and white fills up a square (border); its shortest side is that "
+        "(keep_ratio), and the middle is cut out as a square (center_crop); or nothing (no)."
     ),
 ]
+Quality = Annotated[int, typer.Option(help="JPEG quality.", min=1, max=95)]
 SamplesPerShard = Annotated[int, typer.Option(help="Samples in a tar.", min=1)]
 Processes = Annotated[int | None, typer.Option(help="Processes; default one per core.", min=1)]
 
@@ -195,6 +196,7 @@ def index_command(
         Path | None, typer.Option(help="Folder of the pictures; default that of CAPTIONS.")
     ] = None,
     image_size: ImageSize = 256,
+    resize: Resize = "keep_ratio_largest",
     quality: Quality = 90,
     samples_per_shard: SamplesPerShard = 10_000,
     processes: Processes = None,
@@ -216,7 +218,7 @@ def index_command(
             image_column=image_column,
             text_column=text_column,
             image_root=image_root,
-            settings=PictureSettings(image_size, quality),
+            settings=PictureSettings(image_size, quality, resize),
             samples_per_shard=samples_per_shard,
             processes=processes,
             overwrite=overwrite,

@@ -8,7 +8,7 @@ from typing import Any
 
 from coyo_tools.errors import MissingExtraError, RecipeError
 from coyo_tools.fetching import EVERY_NETWORK
-from coyo_tools.pictures import PictureSettings
+from coyo_tools.pictures import PictureSettings, check_picture_settings
 
 __all__ = ["EVERY_NETWORK", "DownloadResult", "DownloadSettings", "Pace", "check_settings"]
 
@@ -88,6 +88,7 @@ class DownloadResult:
 
 def check_settings(settings: DownloadSettings) -> None:
     """Raise ``RecipeError`` if a setting is none, ``MissingExtraError`` if Spark is not there."""
+    check_picture_settings(settings.picture)
     pace = settings.pace
     if pace.distributor not in DISTRIBUTORS:
         raise RecipeError(
