@@ -7,7 +7,8 @@ from pathlib import Path
 
 from coyo_tools.download.settings import DownloadSettings
 from coyo_tools.engine import available_cores
-from coyo_tools.errors import DownloadError, OutputError
+from coyo_tools.errors import DownloadError, OutputError, RecipeError
+from coyo_tools.fetching import FetchPolicy, GuardedOpener
 from coyo_tools.fetching.journal import done_batches
 from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
 from coyo_tools.fetching.tally import TallyReader
@@ -70,6 +71,34 @@ def fetch(
     return asked
 
 
+def check_policy(settings: DownloadSettings) -> None:
+    """Find out before anything is fetched whether the opener takes the settings.
+
+    Raises:
+        RecipeError: an allowed network is none.
+        DownloadError: the environment names a proxy that can't be used.
+    """
+    try:
+        GuardedOpener(_policy(settings, 1, None)).close()
+    except ValueError as error:
+        raise RecipeError(
+            f"--allow-network: {error}.", "Write a network as 10.1.0.0/16, or one address."
+        ) from error
+
+
+def _policy(settings: DownloadSettings, per_host: int, robots: Path | None) -> FetchPolicy:
+    return FetchPolicy(
+        timeout=settings.pace.timeout,
+        max_seconds=settings.pace.deadline,
+        max_bytes=settings.max_bytes,
+        per_host=per_host,
+        allowed_networks=settings.allowed_networks,
+        honour_opt_outs=settings.honour_opt_outs,
+        blocked_domains=tuple(sorted(settings.blocked_domains)),
+        robots_cache=None if robots is None else str(robots.absolute()),
+    )
+
+
 def per_host_and_process(settings: DownloadSettings, batches: int) -> int:
     """Return how many requests each process may have at one host at a time."""
     return max(1, settings.pace.per_host // _processes(settings, batches))
@@ -91,16 +120,7 @@ def _fetch_settings(
         attempts=pace.attempts,
         backoff=pace.backoff,
         distributor=pace.distributor,
-        policy={
-            "timeout": pace.timeout,
-            "max_seconds": pace.deadline,
-            "max_bytes": settings.max_bytes,
-            "per_host": per_host_and_process(settings, batches),
-            "allowed_networks": settings.allowed_networks,
-            "honour_opt_outs": settings.honour_opt_outs,
-            "blocked_domains": sorted(settings.blocked_domains),
-            "robots_cache": str(robots.absolute()),
-        },
+        policy=asdict(_policy(settings, per_host_and_process(settings, batches), robots)),
         picture=asdict(settings.picture),
     )
 

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
-from coyo_tools.download.fetch import fetch
+from coyo_tools.download.fetch import check_policy, fetch
 from coyo_tools.download.forecast import Forecast
 from coyo_tools.download.ledger import OK
 from coyo_tools.download.packing import is_packed, pack_shard
@@ -98,6 +98,7 @@ def download_pictures(
     watch = Stopwatch()
     chosen = settings or DownloadSettings()
     check_settings(chosen)
+    check_policy(chosen)
     pool = _open_pool(source)
     put_back(output)
     earlier: Manifest | None = None
@@ -186,6 +187,7 @@ def pilot_download(
         CoyoError: as ``download_pictures``; or the download itself has begun.
     """
     check_settings(settings)
+    check_policy(settings)
     pool = _open_pool(source)
     begun_for = _begun_for(pool, settings, None)
     with (
