@@ -207,6 +207,7 @@ def write_download_report(
         title="What the download got",
         report=report,
         human={"bytes": human_bytes, "hours": human_hours},
+        whole=_whole_if_large,
     )
     return report
 
@@ -354,6 +355,11 @@ def _foretold(forecast: Forecast, actual: dict[str, float | None]) -> tuple[Fore
             inside = estimate.low <= came <= estimate.high
         held.append(Foretold(one.name, units.get(one.name, "share"), estimate, came, inside))
     return tuple(held)
+
+
+def _whole_if_large(value: float | None) -> float | None:
+    """Round a mean that four digits would write with an exponent."""
+    return round(value) if value is not None and abs(value) >= 10_000 else value
 
 
 def _answer(rows: int, by_name: dict[str, int], could_help: int, survivorship: Survivorship) -> str:

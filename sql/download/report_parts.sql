@@ -15,9 +15,7 @@ placed AS (
     SELECT
         *,
         count(*) OVER () AS parts,
-        row_number() OVER (ORDER BY part) - 1 AS place,
-        sum(rows) OVER (ORDER BY part) - rows AS before,
-        sum(rows) OVER () AS all_rows
+        row_number() OVER (ORDER BY part) - 1 AS place
     FROM parts
 )
 SELECT
@@ -29,5 +27,5 @@ SELECT
     sum(drifted)::BIGINT AS drifted,
     sum(placeholder)::BIGINT AS placeholder
 FROM placed
-GROUP BY CASE WHEN parts <= $most THEN place ELSE before * $most // all_rows END
+GROUP BY place // ((parts + $most - 1) // $most)
 ORDER BY first_part;
