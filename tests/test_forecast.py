@@ -205,20 +205,19 @@ def test_what_is_wrong_with_a_pilot_is_said() -> None:
 
 def hosts_that_die_differently(rng: np.random.Generator) -> tuple[pl.DataFrame, Array, Array]:
     """A web of Zipf hosts, each with its own rate of death and size of pictures."""
-    share = 1 / np.arange(1, 1201) ** 0.9
-    sizes = np.maximum(20_000 * share / share.sum(), 1).astype(int)
-    host = np.repeat(np.arange(1200), sizes)
-    rows = 1 + rng.geometric(0.85, len(host)) // 2
-    urls = web(sizes.tolist(), rows.tolist())
-    alive = rng.random(len(host)) < rng.beta(0.6, 0.5, 1200)[host]
-    sizes_of_pictures = rng.lognormal(11 + rng.normal(0, 0.4, 1200)[host], 0.9)
-    return urls, alive, np.where(alive, sizes_of_pictures, 0).astype(np.int64)
+    share = 1 / np.arange(1, 401) ** 0.9
+    of_host = np.maximum(4000 * share / share.sum(), 1).astype(int)
+    host = np.repeat(np.arange(400), of_host)
+    waiting = 1 + rng.geometric(0.85, len(host)) // 2
+    alive = rng.random(len(host)) < rng.beta(0.6, 0.5, 400)[host]
+    served = rng.lognormal(11 + rng.normal(0, 0.4, 400)[host], 0.9)
+    sizes = np.where(alive, served, 0).astype(np.int64)
+    return web(of_host.tolist(), waiting.tolist()), alive, sizes
 
 
 def test_intervals_cover_what_they_estimate() -> None:
     """300 pilots of one web; the draw comes from the urls, so each has its urls renamed."""
-    rng = np.random.default_rng(3)
-    urls, alive, sizes = hosts_that_die_differently(rng)
+    urls, alive, sizes = hosts_that_die_differently(np.random.default_rng(3))
     waiting = urls["rows"].to_numpy()
     truth = {
         "pictures": float((alive * waiting).sum()),
@@ -226,21 +225,28 @@ def test_intervals_cover_what_they_estimate() -> None:
         "disk": float((alive * waiting * (sizes // 4)).sum()),
     }
     covered = dict.fromkeys(truth, 0)
-    for study in range(300):
-        planned = plan(urls.with_columns(url=pl.col("url") + f"?{study}"), 1000)
-        chosen = planned.urls["url_number"].to_numpy()
-        sample = planned.urls.with_columns(
-            rows=waiting[chosen],
-            finished=None,
-            stored_bytes=sizes[chosen] // 4,
-            outcome=np.where(alive[chosen], "ok", "dns"),
-            bytes=sizes[chosen],
-            seconds=1.0,
-        )
-        made = forecast(sample, planned.strata)
-        for name, true in truth.items():
-            estimate = getattr(made, name)
-            covered[name] += estimate.low <= true <= estimate.high
+    with duckdb.connect() as session:
+        session.register("given", urls.to_arrow())
+        session.execute("CREATE TABLE base AS FROM given")
+        for study in range(300):
+            session.execute(
+                "CREATE OR REPLACE TEMP TABLE urls AS "
+                f"SELECT * REPLACE (url || '?{study}' AS url) FROM base"
+            )
+            planned = plan_pilot(session, 300)
+            chosen = planned.urls["url_number"].to_numpy()
+            sample = planned.urls.with_columns(
+                rows=waiting[chosen],
+                finished=None,
+                stored_bytes=sizes[chosen] // 4,
+                outcome=np.where(alive[chosen], "ok", "dns"),
+                bytes=sizes[chosen],
+                seconds=1.0,
+            )
+            made = forecast(sample, planned.strata)
+            for name, true in truth.items():
+                estimate = getattr(made, name)
+                covered[name] += estimate.low <= true <= estimate.high
     for times in covered.values():
         assert 0.92 * 300 <= times <= 0.98 * 300, covered
 

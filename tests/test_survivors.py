@@ -66,7 +66,7 @@ def test_means_and_counts_by_hand(tmp_path: Path) -> None:
     assert score.missing_survivors == Missing(nulls=1, nans=1, infinite=0)
     assert score.verdict == UNTESTED
     assert score.note == "all survivors are on one host"
-    assert by_name["area"].mean == pytest.approx((6 + 6 + 12 + 12 + 30) / 5)
+    assert by_name["area"].mean == pytest.approx((6 + 6 + 12 + 12 + 30) / 5e6)
     assert by_name["area"].missing.nulls == 2
     mine = by_name["mine"]
     assert (mine.rows, mine.mean, mine.meaning) == (4, 2.5, "a column of this pool")

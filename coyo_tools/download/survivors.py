@@ -29,7 +29,7 @@ _METRICS = (
     "watermark_score", "nsfw_score_opennsfw2", "nsfw_score_gantman", "num_faces", "width",
     "height", _AREA, "text_length", "word_count",
 )  # fmt: skip
-_MEANING = {_AREA: "width × height, pixels"}
+_MEANING = {_AREA: "width × height, megapixels"}
 DIFFERS = "differs"
 NO_DIFFERENCE = "no difference found"
 UNTESTED = "can't be tested"
@@ -340,7 +340,8 @@ def _by_origin(metrics: dict[str, str]) -> exp.Select:
         value: exp.Expr = exp.cast(exp.column(name, quoted=True), "double")
         if name == _AREA:
             sides = (exp.cast(exp.column(side), "double") for side in ("width", "height"))
-            value = exp.Mul(this=next(sides), expression=next(sides))
+            pixels = exp.Mul(this=next(sides), expression=next(sides))
+            value = exp.Div(this=pixels, expression=exp.Literal.number(1_000_000))
         values.append(exp.alias_(value, f"raw_{number}"))
     raw = exp.select(survived, origin, *values).from_("survived").subquery("raw")
     finite = []
