@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
 from coyo_tools.download.fetch import check_policy, fetch
-from coyo_tools.download.forecast import Forecast
+from coyo_tools.download.forecast import Forecast, forecast_from
 from coyo_tools.download.ledger import OK
 from coyo_tools.download.packing import is_packed, pack_shard
 from coyo_tools.download.pilot import forecast_of, run_pilot, use_pilots
@@ -31,6 +31,7 @@ from coyo_tools.download.plan import (
     view_hashes,
     write_plan,
 )
+from coyo_tools.download.report import write_download_report
 from coyo_tools.download.settings import DownloadResult, DownloadSettings, check_settings
 from coyo_tools.engine import (
     available_cores,
@@ -140,6 +141,7 @@ def _make(
     for left in directory.glob(".spill-*"):
         shutil.rmtree(left)
     work = directory / "work"
+    resumed = read_plan(work) is not None
     plan = _plan(pool, directory, settings, earlier)
     asked = _fetch_and_pack(directory, work, plan, settings, earlier, on_progress)
     if earlier is not None:
@@ -149,13 +151,21 @@ def _make(
     if not made.rows_out:
         said = ", ".join(f"{outcome} {rows:,}" for outcome, rows in made.lost.items())
         shutil.rmtree(work)  # or a second try would find everything done
-        (directory / LEDGER).unlink()
+        (directory / LEDGER).unlink()  # and nothing may look whole
         for tar in directory.glob("*.tar"):
             tar.unlink()
         raise EmptyResultError(
             f"None of {pool.rows:,} pictures arrived: {said}.",
             "Check the network, and the proxy settings (http_proxy, https_proxy).",
         )
+    foretold = made.details["forecast"]
+    write_download_report(
+        directory,
+        pool,
+        max_drift=settings.max_drift,
+        forecast=None if foretold is None else forecast_from(foretold),
+        seconds=None if resumed or earlier is not None else watch.seconds(),
+    )
     write_manifest(directory, replace(made, seconds=watch.seconds()))
     return asked
 
