@@ -103,7 +103,7 @@ CREATE OR REPLACE TEMP MACRO url_origin(url) AS
     regexp_extract(url, '^(?:[a-zA-Z][a-zA-Z0-9+.-]*:)?//[^/?#\\]*');
 CREATE OR REPLACE TEMP MACRO bare_host(host) AS
     CASE
-        WHEN regexp_matches(host, '\s') THEN NULL
+        WHEN regexp_matches(host, '[\s\v]') THEN NULL
         WHEN starts_with(host, 'www.') AND contains(substr(host, 5), '.') THEN substr(host, 5)
         ELSE nullif(host, '')
     END;

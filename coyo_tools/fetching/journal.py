@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from coyo_tools.bundled import bundled
+from coyo_tools.fetching.statements import statement
 
 JOURNALS = "journals"
 REQUESTS = "requests"  # of a batch: a parquet file with url and URL_NUMBER
@@ -78,9 +78,9 @@ class Journal:
         self._connection.execute("PRAGMA synchronous = OFF")
         self._connection.execute("PRAGMA journal_mode = TRUNCATE")
         self._connection.execute("PRAGMA page_size = 16384")
-        self._connection.execute(_sql("create"))
+        self._connection.execute(statement("journal/create"))
         self._waiting: list[dict[str, Any]] = []
-        self._put, self._get = _sql("put"), _sql("get")
+        self._put, self._get = statement("journal/put"), statement("journal/get")
         self._committed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -128,7 +128,7 @@ class Journal:
 
     def entries(self) -> Iterator[Entry]:
         """Yield all entries by url number."""
-        for row in self._connection.execute(_sql("entries")):
+        for row in self._connection.execute(statement("journal/entries")):
             yield _entry(row)
 
     def pending(self, url_numbers: Sequence[int], attempts: int) -> dict[int, Pending]:
@@ -140,7 +140,9 @@ class Journal:
         """
         states = {
             number: (retryable, done, finished, due)
-            for number, retryable, done, finished, due in self._connection.execute(_sql("states"))
+            for number, retryable, done, finished, due in self._connection.execute(
+                statement("journal/states")
+            )
         }
         found = {}
         for number in url_numbers:
@@ -148,10 +150,6 @@ class Journal:
             if retryable and done < attempts:
                 found[number] = Pending(done, finished, due)
         return found
-
-
-def _sql(name: str) -> str:
-    return (bundled("sql") / "download" / "journal" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def _entry(row: sqlite3.Row) -> Entry:

@@ -19,6 +19,7 @@ from protego import Protego
 from coyo_tools.fetching import outcomes
 from coyo_tools.fetching.optouts import PRODUCT_TOKENS
 from coyo_tools.fetching.outcomes import Failure, FetchError, refuse
+from coyo_tools.fetching.statements import statement
 from coyo_tools.fetching.urls import Target
 
 MAX_ROBOTS = 500 * 1024  # bytes; RFC 9309, 2.5, asks for at least as many
@@ -28,11 +29,6 @@ _MAX_ORIGINS = 20_000
 _MAX_TEXT = 8_000_000  # characters of the rules in memory; parsed they take several times as much
 # Returns the text of a robots.txt, "" if there is none; raises FetchError if a site can't be asked.
 Ask = Callable[[Target], str]
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS robots (
-    origin TEXT PRIMARY KEY, fetched REAL NOT NULL, packed BLOB NOT NULL
-) WITHOUT ROWID
-"""
 
 
 @dataclass(frozen=True)
@@ -148,12 +144,13 @@ class _RobotsFile:
         # Many processes read and write; what a power cut loses is asked for again.
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(_SCHEMA)
+        self._connection.execute(statement("robots/create"))
+        self._get, self._put = statement("robots/get"), statement("robots/put")
 
     def read(self, origin: str) -> tuple[float, str] | None:
         with self._lock:
             row: tuple[float, bytes] | None = self._connection.execute(
-                "SELECT fetched, packed FROM robots WHERE origin = ?", (origin,)
+                self._get, {"origin": origin}
             ).fetchone()
         return (row[0], zlib.decompress(row[1]).decode()) if row else None
 
@@ -161,7 +158,7 @@ class _RobotsFile:
         packed = zlib.compress(text.encode(), 1)
         with self._lock:
             self._connection.execute(
-                "INSERT OR REPLACE INTO robots VALUES (?, ?, ?)", (origin, fetched, packed)
+                self._put, {"origin": origin, "fetched": fetched, "packed": packed}
             )
 
     def close(self) -> None:

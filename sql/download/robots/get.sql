@@ -1,0 +1,2 @@
+-- SQLite: what an origin said, and when.
+SELECT fetched, packed FROM robots WHERE origin = :origin;
