@@ -7,7 +7,8 @@ of the pictures themselves.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import duckdb
 import numpy as np
@@ -133,23 +134,17 @@ def measure_survivors(session: duckdb.DuckDBPyConnection, pool: Source) -> Survi
     """
     metrics = survival_metrics(pool)
     session.execute(read_sql("download/survived.sql"))
-    by_origin = _by_origin(metrics).sql(dialect="duckdb")
-    by_host = _by_host(len(metrics)).sql(dialect="duckdb")
-    session.sql(by_origin).create_view("survived_by_origin", replace=True)
-    session.execute(f"CREATE OR REPLACE TEMP TABLE survived_by_host AS {by_host}")
+    _make_table(session, "survived_by_origin", _by_origin(metrics))
+    _make_table(session, "survived_by_host", _by_host(len(metrics)))
     hosts, rows, survivors = session.sql(read_sql("download/survived_counts.sql")).fetchall()[0]
     if rows != pool.rows:
         raise RuntimeError(f"the ledger has {rows} of the {pool.rows} rows of {pool.path}")
-    found = []
-    for number, (name, meaning) in enumerate(metrics.items()):
-        sums, missing = _sums_of(session, number)
-        found.append((name, meaning, sums, missing))
-    tested = sum(1 for _, _, sums, _ in found if _can_be_tested(sums))
-    judged = tuple(
-        judge_metric(name, sums, tested, meaning=meaning, missing=missing)
-        for name, meaning, sums, missing in found
-    )
-    return Survivorship(rows, survivors, hosts, judged, METHODS)
+    missing = _missing(session, len(metrics))
+    alone = [
+        judge_metric(name, _sums_of(session, number), meaning=meaning, missing=missing[number])
+        for number, (name, meaning) in enumerate(metrics.items())
+    ]
+    return Survivorship(rows, survivors, hosts, judge_together(alone), METHODS)
 
 
 def survival_metrics(pool: Source) -> dict[str, str]:
@@ -173,17 +168,15 @@ def survival_metrics(pool: Source) -> dict[str, str]:
 def judge_metric(
     name: str,
     sums: HostSums,
-    tests: int,
     *,
     meaning: str = "",
     missing: tuple[Missing, Missing] = (Missing(0, 0, 0), Missing(0, 0, 0)),
 ) -> Survival:
-    """Judge one metric from its sums by host.
+    """Judge one metric, as if it were the only one, from its sums by host.
 
     Args:
         name: of the metric.
         sums: by host.
-        tests: metrics that are judged together, at least 1.
         meaning: in words.
         missing: rows without a value, among the selected and among the survivors.
     """
@@ -197,22 +190,17 @@ def judge_metric(
     # Squares that cancel to the last digits leave noise where a column is constant.
     constant = spread.sum() <= 1e-12 * sums.squares.sum()
     deviation = 0.0 if constant or not selected else math.sqrt(spread.sum() / selected)
-    difference = low = high = low_of_all = high_of_all = degrees = None
-    note, verdict = _why_not(sums), UNTESTED
+    difference = low = high = degrees = None
+    note = _why_not(sums)
     if deviation and survivors:
         difference = (arrived_total.sum() / survivors - mean) / deviation
     if difference is not None and not note:
-        error = _jackknife(rows, total, arrived, arrived_total, difference, deviation)
         degrees = _degrees(rows, total - mean * rows, spread, arrived)
-        alone = _quantile(LEVEL, degrees) * error
-        together = _quantile(1 - (1 - LEVEL) / max(tests, 1), degrees) * error
-        low, high = difference - alone, difference + alone
-        low_of_all, high_of_all = difference - together, difference + together
-        verdict = DIFFERS if low_of_all > 0 or high_of_all < 0 else NO_DIFFERENCE
+        error = _jackknife(rows, total, arrived, arrived_total, difference, deviation)
+        half = _quantile(LEVEL, degrees) * error
+        low, high = _known(difference - half), _known(difference + half)
         if hosts < FEW_HOSTS or degrees < FEW_HOSTS / 2:
             note = f"few hosts decide ({hosts:,} in all), so that the interval is wide"
-    elif difference is not None and not lost:
-        verdict, note = NO_DIFFERENCE, "nothing was lost"
     return Survival(
         name=name,
         meaning=meaning,
@@ -226,20 +214,43 @@ def judge_metric(
         mean_lost=_ratio(total.sum() - arrived_total.sum(), lost),
         deviation=_known(deviation) if selected else None,
         difference=_known(difference),
-        low=_known(low),
-        high=_known(high),
-        low_of_all=_known(low_of_all),
-        high_of_all=_known(high_of_all),
+        low=low,
+        high=high,
+        low_of_all=low,
+        high_of_all=high,
         hosts=hosts,
         degrees=_known(degrees),
-        verdict=verdict,
-        size=_size(low_of_all, high_of_all),
+        verdict=NO_DIFFERENCE if selected and not lost else _verdict(low, high),
+        size=_size(low, high),
         note=note,
     )
 
 
-def _can_be_tested(sums: HostSums) -> bool:
-    return not _why_not(sums)
+def judge_together(alone: Sequence[Survival]) -> tuple[Survival, ...]:
+    """Widen the intervals of metrics that are judged together, and judge again by these."""
+    tests = sum(1 for one in alone if one.low is not None)
+    return tuple(_widened(one, tests) for one in alone)
+
+
+def _widened(one: Survival, tests: int) -> Survival:
+    if one.difference is None or one.high is None or one.degrees is None:
+        return one
+    half = one.high - one.difference
+    half *= _quantile(1 - (1 - LEVEL) / tests, one.degrees) / _quantile(LEVEL, one.degrees)
+    low, high = _known(one.difference - half), _known(one.difference + half)
+    return replace(
+        one,
+        low_of_all=low,
+        high_of_all=high,
+        verdict=_verdict(low, high),
+        size=_size(low, high),
+    )
+
+
+def _verdict(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return UNTESTED
+    return DIFFERS if low > 0 or high < 0 else NO_DIFFERENCE
 
 
 def _why_not(sums: HostSums) -> str:
@@ -369,54 +380,63 @@ def _by_origin(metrics: dict[str, str]) -> exp.Select:
 def _by_host(metrics: int) -> exp.Select:
     """Sum the origins of a host: ``x`` over all of its rows, ``x_arrived`` over the survivors'."""
     host = exp.func("left", exp.func("url_domain", exp.column("__origin")), exp.Literal.number(253))
-    names = ["rows"]
-    names += [
-        f"{label}_{number}"
-        for number in range(metrics)
-        for label in ("n", "t", "q", "present", "nans")
-    ]
-    sums = []
-    for name in names:
-        everywhere = exp.func("sum", exp.column(name))
-        arrived = exp.Filter(
-            this=everywhere.copy(), expression=exp.Where(this=exp.column("__survived"))
-        )
-        sums.append(exp.alias_(everywhere, name))
-        sums.append(
-            exp.alias_(exp.func("coalesce", arrived, exp.Literal.number(0)), f"{name}_arrived")
-        )
-    return exp.select(exp.alias_(host, "host"), *sums).from_("survived_by_origin").group_by("host")
+    sums: list[exp.Expr] = [exp.alias_(host, "host")]
+    for name in ("rows", *_labels(metrics, "n", "t", "q")):
+        # As doubles: a sum of integers would be one of 128 bits.
+        everywhere = exp.func("sum", exp.cast(exp.column(name), "double"))
+        sums.append(exp.alias_(_or_zero(everywhere), name))
+        if not name.startswith("q"):
+            arrived = exp.Filter(
+                this=everywhere.copy(), expression=exp.Where(this=exp.column("__survived"))
+            )
+            sums.append(exp.alias_(_or_zero(arrived), f"{name}_arrived"))
+    return exp.select(*sums).from_("survived_by_origin").group_by("host")
 
 
-def _sums_of(
-    session: duckdb.DuckDBPyConnection, number: int
-) -> tuple[HostSums, tuple[Missing, Missing]]:
+def _labels(metrics: int, *labels: str) -> list[str]:
+    return [f"{label}_{number}" for number in range(metrics) for label in labels]
+
+
+def _or_zero(value: exp.Expr) -> exp.Expr:
+    return exp.func("coalesce", value, exp.Literal.number(0))
+
+
+def _make_table(session: duckdb.DuckDBPyConnection, name: str, query: exp.Select) -> None:
+    made = exp.Create(
+        this=exp.to_table(name),
+        kind="TABLE",
+        replace=True,
+        properties=exp.Properties(expressions=[exp.TemporaryProperty()]),
+        expression=query,
+    )
+    session.execute(made.sql(dialect="duckdb"))
+
+
+def _sums_of(session: duckdb.DuckDBPyConnection, number: int) -> HostSums:
     """Fetch a metric's sums by host, in the hosts' order, so that the same rows give the same."""
-    labels = [
-        f"{label}_{number}{which}"
-        for which in ("", "_arrived")
-        for label in ("n", "t", "q", "present", "nans")
-    ]
-    columns = ["rows", "rows_arrived", *labels]
-    casts = [
-        exp.alias_(
-            exp.func("coalesce", exp.cast(exp.column(name), "double"), exp.Literal.number(0)), name
-        )
-        for name in columns
-    ]
-    query = exp.select(*casts).from_("survived_by_host").order_by("host")
+    columns = [f"{label}_{number}" for label in ("n", "t", "q")]
+    columns += [f"{label}_{number}_arrived" for label in ("n", "t")]
+    query = exp.select(*map(exp.column, columns)).from_("survived_by_host").order_by("host")
     found = session.sql(query.sql(dialect="duckdb")).fetchnumpy()
-    rows, arrived, n, t, q, present, nans, n_s, t_s, _, present_s, nans_s = (
-        np.asarray(found[name], dtype=np.float64) for name in columns
-    )
-    sums = HostSums(n, t, q, n_s, t_s)
-    return sums, (_missing(rows, n, present, nans), _missing(arrived, n_s, present_s, nans_s))
+    return HostSums(*(np.asarray(found[name], dtype=np.float64) for name in columns))
 
 
-def _missing(rows: Floats, values: Floats, present: Floats, nans: Floats) -> Missing:
-    counted = int(nans.sum())
-    return Missing(
-        nulls=int(rows.sum() - present.sum()),
-        nans=counted,
-        infinite=int(present.sum() - values.sum()) - counted,
-    )
+def _missing(session: duckdb.DuckDBPyConnection, metrics: int) -> list[tuple[Missing, Missing]]:
+    """Count, for every metric, values that are missing, among the selected and the survivors."""
+    names = ["rows", *_labels(metrics, "n", "present", "nans")]
+    sums = [exp.alias_(exp.func("sum", exp.column(name)), name) for name in names]
+    survived = exp.column("__survived")
+    query = exp.select(survived, *sums).from_("survived_by_origin").group_by(survived)
+    counts = {True: [0] * len(names), False: [0] * len(names)}
+    for fate, *values in session.sql(query.sql(dialect="duckdb")).fetchall():
+        counts[fate] = [int(value) for value in values]
+    selected = [sum(pair) for pair in zip(*counts.values(), strict=True)]
+    return [
+        (_missing_of(selected, number), _missing_of(counts[True], number))
+        for number in range(metrics)
+    ]
+
+
+def _missing_of(counts: Sequence[int], number: int) -> Missing:
+    finite, present, nans = counts[1 + 3 * number : 4 + 3 * number]
+    return Missing(nulls=counts[0] - present, nans=nans, infinite=present - finite - nans)
