@@ -9,12 +9,11 @@ import polars as pl
 import pytest
 from making import write_pool
 
+from coyo_tools.download.survival_sums import HostSums, Missing
 from coyo_tools.download.survivors import (
     DIFFERS,
     NO_DIFFERENCE,
     UNTESTED,
-    HostSums,
-    Missing,
     Survivorship,
     judge_metric,
     judge_together,
