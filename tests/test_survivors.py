@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 from making import write_pool
 
+from coyo_tools.download.survival_sums import HostSums, Missing
 from coyo_tools.download.survivors import (
     DIFFERS,
     NO_DIFFERENCE,
     UNTESTED,
-    HostSums,
-    Missing,
     Survivorship,
     judge_metric,
+    judge_together,
     measure_survivors,
 )
 from coyo_tools.engine import open_session
@@ -105,6 +105,7 @@ def test_nothing_lost_and_nothing_left(tmp_path: Path) -> None:
     }
     width, height, _ = measure(tmp_path, ["ok"] * 3, **columns).metrics
     assert (width.verdict, width.difference, width.mean_lost) == (NO_DIFFERENCE, 0, None)
+    assert width.note == "nothing was lost"
     assert (height.deviation, height.difference) == (0, None)
     width, height, _ = measure(tmp_path, ["dns"] * 3, **columns).metrics
     assert (width.verdict, width.difference, width.mean_survivors) == (UNTESTED, None, None)
@@ -166,6 +167,11 @@ def draw_fates(rng: np.random.Generator, host: Array, dead: str) -> Array:
     return rng.random(len(host)) < rng.beta(1.2, 0.8, hosts)[host]
 
 
+def any_differs(host: Array, metrics: list[Array], arrived: Array) -> bool:
+    alone = [judge_metric("x", sums_of(host, values, arrived)) for values in metrics]
+    return any(one.verdict == DIFFERS for one in judge_together(alone))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_links_that_die_at_random_raise_few_false_alarms(layout: str) -> None:
     host = LAYOUTS[layout]
@@ -176,12 +182,8 @@ def test_links_that_die_at_random_raise_few_false_alarms(layout: str) -> None:
             of_series = 0
             for _ in range(STUDIES):
                 arrived = draw_fates(rng, host, dead)
-                of_series += any(
-                    judge_metric(
-                        "x", sums_of(host, clustered(rng, host, alike), arrived), METRICS
-                    ).verdict == DIFFERS
-                    for _ in range(METRICS)
-                )  # fmt: skip
+                metrics = [clustered(rng, host, alike) for _ in range(METRICS)]
+                of_series += any_differs(host, metrics, arrived)
             alarms.append(of_series)
     # 5 % are due. With just that, 19 of 200 come out once in 250 series.
     assert max(alarms) <= 18, alarms
@@ -196,10 +198,7 @@ def test_rows_taken_for_independent_would_raise_alarms_nearly_always() -> None:
         arrived = (rng.random(300) < 0.6)[host]
         metrics = [clustered(rng, host, 0.5) for _ in range(METRICS)]
         naive += any(iid_verdict(values, arrived, METRICS) for values in metrics)
-        ours += any(
-            judge_metric("x", sums_of(host, values, arrived), METRICS).verdict == DIFFERS
-            for values in metrics
-        )
+        ours += any_differs(host, metrics, arrived)
     assert naive >= 48
     assert ours <= 6
 
@@ -234,8 +233,8 @@ def test_a_tenth_dead_by_host_with_the_score_is_found(tmp_path: Path) -> None:
     assert one.low_of_all is not None and one.low is not None
     assert 0 < one.low_of_all < one.low < one.difference
     assert one.size == "negligible"
-    same = judge_metric(one.name, sums_of(host, score.astype(np.float32), arrived), 3)
-    assert (same.low_of_all, same.degrees) == pytest.approx((one.low_of_all, one.degrees))
+    same = judge_metric(one.name, sums_of(host, score.astype(np.float32), arrived))
+    assert (same.low, same.degrees) == pytest.approx((one.low, one.degrees))
 
 
 def test_it_is_found_nearly_always() -> None:
@@ -244,7 +243,11 @@ def test_it_is_found_nearly_always() -> None:
     found = 0
     for _ in range(100):
         score, arrived = a_tenth_dead(rng, host)
-        found += judge_metric("x", sums_of(host, score, arrived), 12).verdict == DIFFERS
+        others = [clustered(rng, host, 0.2) for _ in range(11)]
+        one, *_ = judge_together(
+            [judge_metric("x", sums_of(host, values, arrived)) for values in (score, *others)]
+        )
+        found += one.verdict == DIFFERS
     assert found >= 90
 
 
@@ -258,7 +261,7 @@ def test_the_interval_covers_the_difference_that_the_cause_makes() -> None:
     covered = 0
     for _ in range(STUDIES):
         arrived = rng.random(len(host)) < chance
-        one = judge_metric("x", sums_of(host, values, arrived), 1)
+        one = judge_metric("x", sums_of(host, values, arrived))
         assert one.low is not None and one.high is not None
         covered += one.low <= true <= one.high
     assert covered >= 0.95 * STUDIES - 5
@@ -268,6 +271,6 @@ def test_few_hosts_are_said_to_be_few() -> None:
     rng = np.random.default_rng(9)
     host = LAYOUTS["eight"]
     arrived = np.isin(host, [0, 1, 2, 4])
-    one = judge_metric("x", sums_of(host, clustered(rng, host, 0.2), arrived), 1)
+    one = judge_metric("x", sums_of(host, clustered(rng, host, 0.2), arrived))
     assert one.degrees is not None and one.degrees <= 7
     assert one.note.startswith("few hosts decide (8 in all)")

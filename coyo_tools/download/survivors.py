@@ -7,29 +7,27 @@ of the pictures themselves.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from sqlglot import exp
 
-from coyo_tools.columns import BY_NAME, ID
-from coyo_tools.engine import read_sql
+from coyo_tools.download.survival_sums import (
+    Floats,
+    HostSums,
+    Missing,
+    missing_values,
+    sum_survivors,
+    sums_of_metric,
+    survival_metrics,
+)
 from coyo_tools.source import Source
 
 NEGLIGIBLE = 0.1
 FEW_HOSTS = 20
 LEVEL = 0.95
 _LARGE_SHARE = 0.25
-_AREA = "area"
-_METRICS = (
-    "clip_similarity_vitb32", "clip_similarity_vitl14", "aesthetic_score_laion_v2",
-    "watermark_score", "nsfw_score_opennsfw2", "nsfw_score_gantman", "num_faces", "width",
-    "height", _AREA, "text_length", "word_count",
-)  # fmt: skip
-_MEANING = {_AREA: "width × height, megapixels"}
 DIFFERS = "differs"
 NO_DIFFERENCE = "no difference found"
 UNTESTED = "can't be tested"
@@ -43,32 +41,6 @@ METHODS = {
     "simultaneous": "95 % for all metrics together (Bonferroni); the verdict is read from this one",
     "missing": "NULL, NaN and infinite values are counted and stand in no mean",
 }
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class HostSums:
-    """A metric summed by host, each of shape (hosts,), over rows with a finite value.
-
-    ``rows`` and ``total`` are rows and the sum of their values, ``squares`` the sum of squares;
-    ``arrived`` and ``arrived_total`` are those of the rows that survived.
-    """
-
-    rows: Floats
-    total: Floats
-    squares: Floats
-    arrived: Floats
-    arrived_total: Floats
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Rows without a value to average."""
-
-    nulls: int
-    nans: int
-    infinite: int
 
 
 @dataclass(frozen=True)
@@ -132,58 +104,29 @@ def measure_survivors(session: duckdb.DuckDBPyConnection, pool: Source) -> Survi
         RuntimeError: the ledger has not one row for every id of the pool.
     """
     metrics = survival_metrics(pool)
-    session.execute(read_sql("download/survived.sql"))
-    by_origin = _by_origin(metrics).sql(dialect="duckdb")
-    by_host = _by_host(len(metrics)).sql(dialect="duckdb")
-    session.sql(by_origin).create_view("survived_by_origin", replace=True)
-    session.execute(f"CREATE OR REPLACE TEMP TABLE survived_by_host AS {by_host}")
-    hosts, rows, survivors = session.sql(read_sql("download/survived_counts.sql")).fetchall()[0]
-    if rows != pool.rows:
-        raise RuntimeError(f"the ledger has {rows} of the {pool.rows} rows of {pool.path}")
-    found = []
-    for number, (name, meaning) in enumerate(metrics.items()):
-        sums, missing = _sums_of(session, number)
-        found.append((name, meaning, sums, missing))
-    tested = sum(1 for _, _, sums, _ in found if _can_be_tested(sums))
-    judged = tuple(
-        judge_metric(name, sums, tested, meaning=meaning, missing=missing)
-        for name, meaning, sums, missing in found
-    )
-    return Survivorship(rows, survivors, hosts, judged, METHODS)
-
-
-def survival_metrics(pool: Source) -> dict[str, str]:
-    """Name the numeric columns that are compared, with their meaning: COYO's, then others."""
-
-    def numeric(name: str) -> bool:
-        kind = pool.schema.field(name).type if name in pool.columns else pa.null()
-        return bool(
-            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    rows = sum_survivors(session, pool, tuple(metrics))
+    missing = missing_values(session, len(metrics))
+    alone = [
+        judge_metric(
+            name, sums_of_metric(session, number), meaning=meaning, missing=missing[number]
         )
-
-    found = {}
-    for name in _METRICS:
-        needs = ("width", "height") if name == _AREA else (name,)
-        if all(map(numeric, needs)):
-            found[name] = _MEANING[name] if name in _MEANING else BY_NAME[name].meaning
-    own = [name for name in pool.columns if name not in BY_NAME and name not in _METRICS]
-    return found | {name: "a column of this pool" for name in own if numeric(name) and name != ID}
+        for number, (name, meaning) in enumerate(metrics.items())
+    ]
+    return Survivorship(rows.rows, rows.survivors, rows.hosts, judge_together(alone), METHODS)
 
 
 def judge_metric(
     name: str,
     sums: HostSums,
-    tests: int,
     *,
     meaning: str = "",
     missing: tuple[Missing, Missing] = (Missing(0, 0, 0), Missing(0, 0, 0)),
 ) -> Survival:
-    """Judge one metric from its sums by host.
+    """Judge one metric, as if it were the only one, from its sums by host.
 
     Args:
         name: of the metric.
         sums: by host.
-        tests: metrics that are judged together, at least 1.
         meaning: in words.
         missing: rows without a value, among the selected and among the survivors.
     """
@@ -197,22 +140,17 @@ def judge_metric(
     # Squares that cancel to the last digits leave noise where a column is constant.
     constant = spread.sum() <= 1e-12 * sums.squares.sum()
     deviation = 0.0 if constant or not selected else math.sqrt(spread.sum() / selected)
-    difference = low = high = low_of_all = high_of_all = degrees = None
-    note, verdict = _why_not(sums), UNTESTED
+    difference = low = high = degrees = None
+    note = _why_not(sums)
     if deviation and survivors:
         difference = (arrived_total.sum() / survivors - mean) / deviation
     if difference is not None and not note:
-        error = _jackknife(rows, total, arrived, arrived_total, difference, deviation)
         degrees = _degrees(rows, total - mean * rows, spread, arrived)
-        alone = _quantile(LEVEL, degrees) * error
-        together = _quantile(1 - (1 - LEVEL) / max(tests, 1), degrees) * error
-        low, high = difference - alone, difference + alone
-        low_of_all, high_of_all = difference - together, difference + together
-        verdict = DIFFERS if low_of_all > 0 or high_of_all < 0 else NO_DIFFERENCE
+        error = _jackknife(rows, total, arrived, arrived_total, difference, deviation)
+        half = _quantile(LEVEL, degrees) * error
+        low, high = _known(difference - half), _known(difference + half)
         if hosts < FEW_HOSTS or degrees < FEW_HOSTS / 2:
             note = f"few hosts decide ({hosts:,} in all), so that the interval is wide"
-    elif difference is not None and not lost:
-        verdict, note = NO_DIFFERENCE, "nothing was lost"
     return Survival(
         name=name,
         meaning=meaning,
@@ -226,20 +164,43 @@ def judge_metric(
         mean_lost=_ratio(total.sum() - arrived_total.sum(), lost),
         deviation=_known(deviation) if selected else None,
         difference=_known(difference),
-        low=_known(low),
-        high=_known(high),
-        low_of_all=_known(low_of_all),
-        high_of_all=_known(high_of_all),
+        low=low,
+        high=high,
+        low_of_all=low,
+        high_of_all=high,
         hosts=hosts,
         degrees=_known(degrees),
-        verdict=verdict,
-        size=_size(low_of_all, high_of_all),
+        verdict=NO_DIFFERENCE if selected and not lost else _verdict(low, high),
+        size=_size(low, high),
         note=note,
     )
 
 
-def _can_be_tested(sums: HostSums) -> bool:
-    return not _why_not(sums)
+def judge_together(alone: Sequence[Survival]) -> tuple[Survival, ...]:
+    """Widen the intervals of metrics that are judged together, and judge again by these."""
+    tests = sum(1 for one in alone if one.low is not None)
+    return tuple(_widened(one, tests) for one in alone)
+
+
+def _widened(one: Survival, tests: int) -> Survival:
+    if one.difference is None or one.high is None or one.degrees is None:
+        return one
+    half = one.high - one.difference
+    half *= _quantile(1 - (1 - LEVEL) / tests, one.degrees) / _quantile(LEVEL, one.degrees)
+    low, high = _known(one.difference - half), _known(one.difference + half)
+    return replace(
+        one,
+        low_of_all=low,
+        high_of_all=high,
+        verdict=_verdict(low, high),
+        size=_size(low, high),
+    )
+
+
+def _verdict(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return UNTESTED
+    return DIFFERS if low > 0 or high < 0 else NO_DIFFERENCE
 
 
 def _why_not(sums: HostSums) -> str:
@@ -330,93 +291,3 @@ def _known(value: float | None) -> float | None:
 
 def _ratio(total: float, rows: float) -> float | None:
     return _known(total / rows) if rows else None
-
-
-def _by_origin(metrics: dict[str, str]) -> exp.Select:
-    """Sum every metric by origin and fate: rows, sum, squares, NULLs and NaNs."""
-    survived, origin = exp.column("__survived"), exp.column("__origin")
-    values = []
-    for number, name in enumerate(metrics):
-        value: exp.Expr = exp.cast(exp.column(name, quoted=True), "double")
-        if name == _AREA:
-            sides = (exp.cast(exp.column(side), "double") for side in ("width", "height"))
-            pixels = exp.Mul(this=next(sides), expression=next(sides))
-            value = exp.Div(this=pixels, expression=exp.Literal.number(1_000_000))
-        values.append(exp.alias_(value, f"raw_{number}"))
-    raw = exp.select(survived, origin, *values).from_("survived").subquery("raw")
-    finite = []
-    for number in range(len(metrics)):
-        column = exp.column(f"raw_{number}")
-        kept = exp.case().when(exp.func("isfinite", column), column)
-        finite += [column, exp.alias_(kept, f"value_{number}")]
-    values_of = exp.select(survived, origin, *finite).from_(raw).subquery("finite")
-    sums = [exp.alias_(exp.func("count", exp.Star()), "rows")]
-    for number in range(len(metrics)):
-        column, value = exp.column(f"raw_{number}"), exp.column(f"value_{number}")
-        square = exp.Mul(this=value, expression=value.copy())
-        nan = exp.func("is_nan", column)
-        for label, aggregate in (
-            ("n", exp.func("count", value)),
-            ("t", exp.func("sum", value)),
-            ("q", exp.func("sum", square)),
-            ("present", exp.func("count", column)),
-            ("nans", exp.func("count_if", nan)),
-        ):
-            sums.append(exp.alias_(aggregate, f"{label}_{number}"))
-    return exp.select(survived, origin, *sums).from_(values_of).group_by(survived, origin)
-
-
-def _by_host(metrics: int) -> exp.Select:
-    """Sum the origins of a host: ``x`` over all of its rows, ``x_arrived`` over the survivors'."""
-    host = exp.func("left", exp.func("url_domain", exp.column("__origin")), exp.Literal.number(253))
-    names = ["rows"]
-    names += [
-        f"{label}_{number}"
-        for number in range(metrics)
-        for label in ("n", "t", "q", "present", "nans")
-    ]
-    sums = []
-    for name in names:
-        everywhere = exp.func("sum", exp.column(name))
-        arrived = exp.Filter(
-            this=everywhere.copy(), expression=exp.Where(this=exp.column("__survived"))
-        )
-        sums.append(exp.alias_(everywhere, name))
-        sums.append(
-            exp.alias_(exp.func("coalesce", arrived, exp.Literal.number(0)), f"{name}_arrived")
-        )
-    return exp.select(exp.alias_(host, "host"), *sums).from_("survived_by_origin").group_by("host")
-
-
-def _sums_of(
-    session: duckdb.DuckDBPyConnection, number: int
-) -> tuple[HostSums, tuple[Missing, Missing]]:
-    """Fetch a metric's sums by host, in the hosts' order, so that the same rows give the same."""
-    labels = [
-        f"{label}_{number}{which}"
-        for which in ("", "_arrived")
-        for label in ("n", "t", "q", "present", "nans")
-    ]
-    columns = ["rows", "rows_arrived", *labels]
-    casts = [
-        exp.alias_(
-            exp.func("coalesce", exp.cast(exp.column(name), "double"), exp.Literal.number(0)), name
-        )
-        for name in columns
-    ]
-    query = exp.select(*casts).from_("survived_by_host").order_by("host")
-    found = session.sql(query.sql(dialect="duckdb")).fetchnumpy()
-    rows, arrived, n, t, q, present, nans, n_s, t_s, _, present_s, nans_s = (
-        np.asarray(found[name], dtype=np.float64) for name in columns
-    )
-    sums = HostSums(n, t, q, n_s, t_s)
-    return sums, (_missing(rows, n, present, nans), _missing(arrived, n_s, present_s, nans_s))
-
-
-def _missing(rows: Floats, values: Floats, present: Floats, nans: Floats) -> Missing:
-    counted = int(nans.sum())
-    return Missing(
-        nulls=int(rows.sum() - present.sum()),
-        nans=counted,
-        infinite=int(present.sum() - values.sum()) - counted,
-    )
