@@ -440,6 +440,7 @@ WITH_PICTURES = (
     .replace("width >= 300", "width < 700 AND text <> '<i>'")
     .replace("image_phash", "url")
     + '[[stages]]\nname = "shards"\ndoes = "download"\nsource = "pool"\nprocesses = 1\n'
+    + "allow_private_networks = true\n"
 )
 
 
