@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -10,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
+from making import write_pool
 
 from coyo_tools.download.forecast import (
     Forecast,
-    PilotPlan,
-    Stratum,
     forecast,
     forecast_from,
     forecast_lines,
     human_bytes,
     human_hours,
-    plan_pilot,
 )
+from coyo_tools.download.pilot_sample import PilotPlan, Stratum, plan_pilot
+from coyo_tools.engine import open_session
+from coyo_tools.source import open_source
 
 Array = npt.NDArray[Any]
 
@@ -92,6 +94,18 @@ def test_urls_with_many_rows_are_taken_for_certain() -> None:
 def test_a_pilot_of_more_than_there_is_takes_all(sizes: list[int]) -> None:
     found = plan(web(sizes), 1000)
     assert found.urls["url_number"].to_list() == list(range(sum(sizes)))
+
+
+def test_a_fenced_session_can_plan_a_pilot_twice(tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.parquet", id=[1], url=["http://a/"])
+    with open_session(open_source(pool), output=tmp_path) as session:
+        session.execute(
+            "CREATE TEMP TABLE urls AS SELECT 'http://h' || i % 50 || '/' || i AS url, "
+            "i AS url_number, 'h' || i % 50 AS host, 1 AS rows FROM range(5000) AS numbers(i)"
+        )
+        one, other = plan_pilot(session, 200), plan_pilot(session, 200)
+    assert one.urls.equals(other.urls)
+    assert one.urls.height == 200
 
 
 def test_hosts_that_are_missing_or_hostile_are_strata_like_others() -> None:

@@ -273,4 +273,4 @@ def test_few_hosts_are_said_to_be_few() -> None:
     arrived = np.isin(host, [0, 1, 2, 4])
     one = judge_metric("x", sums_of(host, clustered(rng, host, 0.2), arrived))
     assert one.degrees is not None and one.degrees <= 7
-    assert one.note.startswith("few hosts decide (8 in all)")
+    assert one.note == "few hosts decide, 8 in all"

@@ -1,8 +1,7 @@
-"""The pilot: which urls are tried first, and what the whole download will be like after that.
+"""The forecast: what a whole download will be like, by the urls that a pilot tried.
 
-The sample is stratified by host, because links die by host and hosts are slow by host; it depends
-on the urls alone, so that the same subset has the same pilot. Totals are estimated by stratum, with
-intervals for a finite population. What the network will be like tomorrow is in none of them.
+Totals are estimated by stratum, with intervals for a finite population. They are for the network as
+the pilot found it; what it will be like tomorrow is in none of them.
 """
 
 import math
@@ -10,16 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from coyo_tools.download.ledger import DRIFTED, OK, PLACEHOLDER
-from coyo_tools.engine import read_sql
+from coyo_tools.download.pilot_sample import STRATUM, URL_NUMBER, Stratum
 
-URL_NUMBER = "url_number"
-STRATUM = "stratum"
 ROWS = "rows"  # of the subset, that wait for a url
 FINISHED = "finished"  # seconds since the pilot began
 STORED_BYTES = "stored_bytes"  # that one picture takes in its shard
@@ -27,31 +23,11 @@ PILOT_COLUMNS = (
     URL_NUMBER, STRATUM, ROWS, FINISHED, STORED_BYTES, "outcome", "bytes", "seconds",
 )  # fmt: skip
 LEVEL = 0.95
-_LEAST_IN_STRATUM = 8
 _DECILES = 10
 _LEAST_FOR_RATE = 50
-_MD5_VALUES = 2**64
-_CERTAIN = "many rows"  # the stratum of which every url is taken
+_MOST_SPREAD = 20.0  # e**20 either way says "unknown" as well as any number
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Stratum:
-    """A part of the urls: how many there are, rows that wait for them, its host if it is one."""
-
-    name: str
-    urls: int
-    rows: int
-    host: str | None = None
-
-
-@dataclass(frozen=True)
-class PilotPlan:
-    """Which urls are tried first (``url_number``, ``stratum``), and what they stand for."""
-
-    urls: pl.DataFrame
-    strata: tuple[Stratum, ...]
 
 
 @dataclass(frozen=True)
@@ -86,55 +62,6 @@ class Forecast:
     hours: Estimate | None
     least_hours: float | None
     slowest_host: str | None
-
-
-def plan_pilot(session: duckdb.DuckDBPyConnection, wanted: int) -> PilotPlan:
-    """Draw about ``wanted`` of the urls in the table ``urls``: url, url_number, host, rows.
-
-    ``host`` is what the limit per host goes by. Every stratum gives at least two urls (if it has
-    them), so that a few more than wanted may be drawn; all are where there are no more.
-    """
-    values = {"wanted": max(wanted, 1), "least": _LEAST_IN_STRATUM}
-    for statement in duckdb.extract_statements(read_sql("download/pilot_strata.sql")):
-        names = statement.named_parameters
-        session.execute(statement, {name: values[name] for name in names})
-    strata = tuple(
-        Stratum(name, urls, rows, host)
-        for name, host, urls, rows in session.sql(read_sql("download/pilot_totals.sql")).fetchall()
-    )
-    shares = _shares(strata, wanted)
-    _bind_shares(session, shares)
-    due = sum(shares.values())
-    urls = sum(stratum.urls for stratum in strata)
-    below = min(4 * due / max(urls, 1), 1.0)
-    while True:
-        limit = int(below * (_MD5_VALUES - 1)) if below < 1 else _MD5_VALUES - 1
-        rows = session.execute(read_sql("download/pilot_draw.sql"), {"below": limit}).fetchall()
-        drawn = pl.DataFrame(rows, schema={URL_NUMBER: pl.Int64, STRATUM: pl.String}, orient="row")
-        if drawn.height >= due or below >= 1:
-            return PilotPlan(drawn, strata)
-        below = min(8 * below, 1.0)
-
-
-def _shares(strata: tuple[Stratum, ...], wanted: int) -> dict[str, int]:
-    """Say how many urls each stratum gives: in proportion, at least two, the certain ones all."""
-    certain = sum(stratum.urls for stratum in strata if stratum.name == _CERTAIN)
-    urls = sum(stratum.urls for stratum in strata) - certain
-    rate = min((wanted - certain) / urls, 1.0) if urls else 0.0
-    return {
-        stratum.name: stratum.urls
-        if stratum.name == _CERTAIN
-        else min(max(round(stratum.urls * rate), 2), stratum.urls)
-        for stratum in strata
-    }
-
-
-def _bind_shares(session: duckdb.DuckDBPyConnection, shares: Mapping[str, int]) -> None:
-    table = pl.DataFrame(
-        {"stratum": list(shares), "share": list(shares.values())},
-        schema={"stratum": pl.String, "share": pl.Int64},
-    ).to_arrow()
-    session.register("pilot_shares", table)
 
 
 def forecast(
@@ -276,7 +203,8 @@ class _Sample:
     def _skewed(self, total: float, variance: float) -> Estimate:
         if total <= 0:
             return Estimate(0.0, None, None)
-        factor = math.exp(_t_quantile(self._degrees) * math.sqrt(variance) / total)
+        spread = _t_quantile(self._degrees) * math.sqrt(variance) / total
+        factor = math.exp(min(spread, _MOST_SPREAD))
         return Estimate(total, total / factor, total * factor)
 
 

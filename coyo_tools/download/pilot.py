@@ -18,16 +18,13 @@ from coyo_tools.download.forecast import (
     FINISHED,
     ROWS,
     STORED_BYTES,
-    STRATUM,
-    URL_NUMBER,
     Forecast,
-    Stratum,
     forecast,
     forecast_from,
-    plan_pilot,
 )
 from coyo_tools.download.ledger import LEDGER_SCHEMA
 from coyo_tools.download.packing import judge
+from coyo_tools.download.pilot_sample import STRATUM, URL_NUMBER, Stratum, plan_pilot
 from coyo_tools.download.plan import number_urls, view_hashes, write_files
 from coyo_tools.download.settings import DownloadSettings
 from coyo_tools.engine import available_cores, open_session, read_sql, recipe_errors

@@ -15,7 +15,7 @@ import duckdb
 from coyo_tools.bins import Bins
 from coyo_tools.download.forecast import Estimate, Forecast, human_bytes, human_hours
 from coyo_tools.download.ledger import DRIFTED, OK, PLACEHOLDER
-from coyo_tools.download.survivors import Survivorship, measure_survivors
+from coyo_tools.download.survivors import FEW, Survivorship, measure_survivors
 from coyo_tools.engine import BATCH_ROWS, open_session, read_sql, recipe_errors
 from coyo_tools.pages import percent, write_page
 from coyo_tools.shards import LEDGER
@@ -389,9 +389,12 @@ def _about_survivors(survivorship: Survivorship) -> str:
         size = ", by negligible amounts" if small else ""
         return f"The rows that arrived differ from those selected in {shown}{more}{size}."
     if tested:
+        metrics = f"{len(tested)} metrics" if len(tested) > 1 else tested[0].name
+        few = any(one.note.startswith(FEW) for one in tested)
+        weak = f"; {FEW}, so that only a large one would show" if few else ""
         return (
-            f"In {len(tested)} metrics no difference was found between the rows that arrived and "
-            "those selected."
+            f"In {metrics} no difference was found between the rows that arrived and those "
+            f"selected{weak}."
         )
     return "Whether the rows that arrived differ from those selected can't be told."
 

@@ -31,6 +31,7 @@ _LARGE_SHARE = 0.25
 DIFFERS = "differs"
 NO_DIFFERENCE = "no difference found"
 UNTESTED = "can't be tested"
+FEW = "few hosts decide"
 METHODS = {
     "difference": "(mean of survivors - mean of selected) / standard deviation of selected: a "
     f"standardised difference; below {NEGLIGIBLE} in size counts as negligible (Austin 2009, "
@@ -150,7 +151,7 @@ def judge_metric(
         half = _quantile(LEVEL, degrees) * error
         low, high = _known(difference - half), _known(difference + half)
         if hosts < FEW_HOSTS or degrees < FEW_HOSTS / 2:
-            note = f"few hosts decide ({hosts:,} in all), so that the interval is wide"
+            note = f"{FEW}, {hosts:,} in all"
     return Survival(
         name=name,
         meaning=meaning,
