@@ -33,7 +33,9 @@ def grey_for_hashing(grey: Image.Image) -> Image.Image:
     """
     width, height = grey.size
     # Pillow skips passes that change nothing, and keeps sizes as float32, exact up to 2^24.
-    if min(width, height) <= _HASHED_SIDE or max(width, height) > 1 << 24:
+    # Since 13 it takes the columns of tall pictures first (found by trying 12,000 sizes).
+    tall = height - _HASHED_SIDE > 2 * (width - _HASHED_SIDE)
+    if tall or min(width, height) <= _HASHED_SIDE or max(width, height) > 1 << 24:
         return grey.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.LANCZOS)
     small = np.empty((_HASHED_SIDE, _HASHED_SIDE), np.uint8)
     _across_then_down(
