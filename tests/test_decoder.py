@@ -1,4 +1,4 @@
-"""The decoder's child: it can hang, crash, lie or lose its parent, and the next picture still comes."""
+"""The decoder's child may hang, crash, lie or lose its parent; the next picture still comes."""
 
 import csv
 import multiprocessing
@@ -209,7 +209,9 @@ def test_a_file_in_the_working_directory_is_not_taken_for_a_module(
 
 LIAR = r"""
 import struct, sys, time
-frame = lambda header, rest=b"", size=None: struct.pack(">IQ", len(header), len(rest) if size is None else size) + header + rest
+def frame(header, rest=b"", size=None):
+    size = len(rest) if size is None else size
+    return struct.pack(">IQ", len(header), size) + header + rest
 said = lambda *parts: (sys.stdout.buffer.write(b"".join(parts)), sys.stdout.buffer.flush())
 said(frame(b'{"ready": true}'))
 sys.stdin.buffer.read(20)

@@ -1,4 +1,4 @@
-"""Shrinking in compiled loops: Pillow's bytes for the hash, Pillow's but for a rounding for JPEGs."""
+"""Shrinking in compiled loops: Pillow's bytes for the hash, nearly Pillow's for the JPEG."""
 
 import numpy as np
 import pytest
