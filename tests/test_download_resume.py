@@ -203,6 +203,25 @@ def test_ctrl_c_says_that_nothing_is_lost(road: Road, tmp_path: Path) -> None:
     assert not alive(started)
 
 
+def test_a_full_disk_is_told_and_what_was_fetched_is_kept(road: Road, tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk's end; it is met in a journal."""
+    out = tmp_path / "out"
+    limited = 'trap "" XFSZ; ulimit -f 96; exec "$@"'
+    command = [COYO, "download", str(road.pool), "-o", str(out), *OPTIONS]
+    full = subprocess.run(
+        ["bash", "-c", limited, "bash", *command], capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 2, full.stderr
+    assert "What was fetched can't be written: disk I/O error." in full.stderr
+    assert "Traceback" not in full.stderr
+    assert names_in(tmp_path) == {".out.partial"}
+    road.web.requests.clear()
+    again = coyo("download", road.pool, "-o", out, *OPTIONS)
+    assert again.returncode == 0, again.stderr
+    assert sum(road.web.requests.values()) < ROWS
+    check_same(out, road.whole)
+
+
 # --- nothing is mixed ----------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from coyo_tools.download.settings import DownloadSettings
 from coyo_tools.engine import available_cores
 from coyo_tools.errors import DownloadError, OutputError, RecipeError
 from coyo_tools.fetching import FetchPolicy, GuardedOpener
-from coyo_tools.fetching.journal import done_batches
+from coyo_tools.fetching.journal import JournalError, done_batches
 from coyo_tools.fetching.process import FetchSettings, start_fetching, stop_fetching
 from coyo_tools.fetching.tally import TallyReader
 from coyo_tools.progress import Progress
@@ -54,11 +54,13 @@ def fetch(
                 running = True
                 while running or worked:
                     running = process.poll() is None
+                    looked = time.monotonic()
                     worked = on_done(done_batches(folder))
                     tally.update()
                     on_progress(min(tally.asked, urls), urls)
                     if running and not worked:
-                        time.sleep(_POLL_SECONDS)
+                        # Looking at tens of thousands of batches takes its time, too.
+                        time.sleep(max(_POLL_SECONDS, 10 * (time.monotonic() - looked)))
             finally:
                 stop_fetching(process)
         while on_done(done_batches(folder)):
@@ -127,10 +129,10 @@ def _fetch_settings(
 
 def _explain(log: Path, missing: int, batches: int) -> None:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if lines and "disk is full" in lines[-1]:
+    if lines and lines[-1].startswith(JournalError.BEGINNING):
         raise OutputError(
-            "The disk is full.",
-            "Free some space and give the same command again; what was fetched is kept.",
+            f"What was fetched can't be written: {lines[-1].removeprefix(JournalError.BEGINNING)}.",
+            "If the disk is full, free some space. The same command goes on from there.",
         )
     tail = "\n  ".join(lines[-5:])
     raise DownloadError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from coyo_tools.errors import MissingExtraError, RecipeError
 from coyo_tools.fetching import EVERY_NETWORK
+from coyo_tools.manifest import digest_of
 from coyo_tools.pictures import PictureSettings, check_picture_settings
 
 __all__ = ["EVERY_NETWORK", "DownloadResult", "DownloadSettings", "Pace", "check_settings"]
@@ -54,16 +55,18 @@ class DownloadSettings:
     pace: Pace = field(default_factory=Pace)
 
     def as_parameters(self) -> dict[str, Any]:
-        """Return what decides the result, for manifest and fingerprint; the pace does not."""
+        """Return what decides the result, by the command's options; the pace does not."""
+        blocked = sorted(self.blocked_domains)
         return {
             **asdict(self.picture),
             "max_drift": self.max_drift,
             "keep_drifted": self.keep_drifted,
             "samples_per_shard": self.samples_per_shard,
             "max_bytes": self.max_bytes,
-            "honour_opt_outs": self.honour_opt_outs,
-            "allowed_networks": list(self.allowed_networks),
-            "blocked_domains": sorted(self.blocked_domains),
+            "ignore_opt_outs": not self.honour_opt_outs,
+            "allow_network": list(self.allowed_networks),
+            # Blocklists have up to millions of domains.
+            "blocklist": f"{len(blocked)} domains, {digest_of(blocked)[:16]}" if blocked else None,
         }
 
 

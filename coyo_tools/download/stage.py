@@ -7,6 +7,7 @@ rows or settings are never mixed in.
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -66,6 +67,7 @@ from coyo_tools.shards import LEDGER, SHARDS_KIND, shard_name
 from coyo_tools.source import Source, open_source
 
 _STAGE = "download"
+_PACKING_SECONDS = 1.0
 
 
 def download_pictures(
@@ -331,17 +333,19 @@ def _fetch_and_pack(
     """Let img2dataset fetch, and pack each shard as soon as nothing more can come for it."""
     unpacked = {shard for shard in plan.batches if not is_packed(work, shard)}
 
-    def pack_one(done: set[int]) -> bool:
-        for shard in sorted(unpacked):
-            if done.issuperset(plan.batches[shard]):
-                old = None if earlier is None else earlier / shard_name(shard)
-                pack_shard(directory, work, shard, plan.batches[shard], settings, old)
-                unpacked.remove(shard)
-                return True
-        return False
+    def pack(done: set[int]) -> bool:
+        ready = [shard for shard in unpacked if done.issuperset(plan.batches[shard])]
+        until = time.monotonic() + _PACKING_SECONDS
+        for shard in sorted(ready):
+            old = None if earlier is None else earlier / shard_name(shard)
+            pack_shard(directory, work, shard, plan.batches[shard], settings, old)
+            unpacked.remove(shard)
+            if time.monotonic() > until:
+                break  # the progress is to be seen
+        return bool(ready)
 
     robots = work / "robots.sqlite"
-    return fetch(work, robots, plan.batch_count, plan.urls, settings, on_progress, pack_one)
+    return fetch(work, robots, plan.batch_count, plan.urls, settings, on_progress, pack)
 
 
 def _take_over(earlier: Path, directory: Path) -> None:

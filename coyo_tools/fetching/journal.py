@@ -58,6 +58,8 @@ class JournalError(BaseException):
     No Exception, since img2dataset goes on with the next url after any of those.
     """
 
+    BEGINNING = "the journal can't be written: "
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -119,7 +121,7 @@ class Journal:
                 self._connection.execute("BEGIN")
                 self._connection.executemany(self._put, waiting)
         except sqlite3.Error as error:
-            raise JournalError(f"the journal can't be written: {error}") from error
+            raise JournalError(f"{JournalError.BEGINNING}{error}") from error
 
     def get(self, url_number: int) -> Entry | None:
         """Return what became of a url, or None if it was never asked for."""
