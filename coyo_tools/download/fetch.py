@@ -49,6 +49,7 @@ def fetch(
         done = done_batches(folder)
         worked = on_done(done)
         if len(done) < batches:
+            log.unlink(missing_ok=True)
             process = start_fetching(_fetch_settings(folder, robots, batches, settings), log)
             try:
                 running = True
@@ -129,11 +130,12 @@ def _fetch_settings(
 
 def _explain(log: Path, missing: int, batches: int) -> None:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if lines and lines[-1].startswith(JournalError.BEGINNING):
-        raise OutputError(
-            f"What was fetched can't be written: {lines[-1].removeprefix(JournalError.BEGINNING)}.",
-            "If the disk is full, free some space. The same command goes on from there.",
-        )
+    for line in lines:
+        if line.startswith(JournalError.BEGINNING):
+            raise OutputError(
+                f"What was fetched can't be written: {line.removeprefix(JournalError.BEGINNING)}.",
+                "If the disk is full, free some space. The same command goes on from there.",
+            )
     tail = "\n  ".join(lines[-5:])
     raise DownloadError(
         f"img2dataset ended with {missing:,} of {batches:,} batches unfinished. "

@@ -52,11 +52,8 @@ class Entry:
     jpeg: bytes | None = None
 
 
-class JournalError(BaseException):
-    """A journal can't be written, as when the disk is full: then asking further is in vain.
-
-    No Exception, since img2dataset goes on with the next url after any of those.
-    """
+class JournalError(Exception):
+    """A journal can't be written, as when the disk is full: then asking further is in vain."""
 
     BEGINNING = "the journal can't be written: "
 

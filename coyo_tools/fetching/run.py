@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coyo_tools.fetching.journal import REQUESTS, URL_NUMBER, JournalError, done_batches
+from coyo_tools.fetching.journal import REQUESTS, URL_NUMBER, done_batches
 from coyo_tools.fetching.process import FetchSettings
 
 if TYPE_CHECKING:
@@ -44,11 +44,8 @@ def main() -> None:
     parent = os.getppid()
     settings = FetchSettings(**json.load(sys.stdin))
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    try:
-        with closing(_Workers(settings.processes)) as workers:
-            _fetch(settings, workers)
-    except JournalError as error:
-        sys.exit(str(error))
+    with closing(_Workers(settings.processes)) as workers:
+        _fetch(settings, workers)
 
 
 def _fetch(settings: FetchSettings, workers: "_Workers") -> None:

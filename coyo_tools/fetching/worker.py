@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 from img2dataset.downloader import Downloader
@@ -23,6 +23,7 @@ from coyo_tools.fetching.journal import (
     URL_NUMBER,
     Entry,
     Journal,
+    JournalError,
     Pending,
     done_path,
     journal_path,
@@ -207,10 +208,26 @@ class _JournalWriter:
             **measured,
         )
         self._tally.add(arrived=outcome == OK, first=attempts == 1)
-        if self._journal.put(entry):
-            self._tally.tell()
+        try:
+            if self._journal.put(entry):
+                self._tally.tell()
+        except JournalError as error:
+            _end_worker(error)
 
     def close(self) -> None:
         """Commit what is waiting."""
-        self._journal.commit()
+        try:
+            self._journal.commit()
+        except JournalError as error:
+            _end_worker(error)
         self._tally.tell()
+
+
+def _end_worker(error: JournalError) -> NoReturn:
+    """End this process at once, saying why.
+
+    img2dataset goes on with the next url after an exception, and its thread pool can't be left
+    while a thread of it waits for a turn.
+    """
+    print(error, flush=True)
+    os._exit(1)
