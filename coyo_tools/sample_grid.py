@@ -25,8 +25,9 @@ _GAP = 16
 _KEY_SIZE, _CAPTION_SIZE = 11, 14
 _KEY_LINE, _CAPTION_LINE = 16, 19
 _LINES = 2
-_CELL_HEIGHT = _SIDE + 6 + _KEY_LINE + _LINES * _CAPTION_LINE
+_WORDS = 6 + _KEY_LINE + _LINES * _CAPTION_LINE
 _INK, _FAINT, _PAPER, _HOLE = "#222222", "#777777", "#ffffff", "#eeeeee"
+_HOLE_HEIGHT = 120
 _LARGEST_FILE = 64 * 1024**2
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # With many scripts, as systems have them under these names; Pillow looks in the systems' places.
@@ -54,22 +55,23 @@ def draw_grid(samples: Sequence[DrawnSample], path: Path) -> int:
         OutputError: the file can't be written.
     """
     columns = max(1, min(len(samples), math.ceil(math.sqrt(1.5 * len(samples)))))
-    rows = max(1, math.ceil(len(samples) / columns))
+    with PictureWorkers(PictureSettings(_SIDE, 95), min(available_cores(), columns)) as workers:
+        results = list(workers.decode(_encoded(samples)))
+    rows = [results[first : first + columns] for first in range(0, len(results), columns)]
+    heights = [max(_height(result) for _, result in row) for row in rows]
     width = _GAP + columns * (_SIDE + _GAP)
-    sheet = Image.new("RGB", (width, _GAP + rows * (_CELL_HEIGHT + _GAP)), _PAPER)
+    sheet = Image.new("RGB", (width, _GAP + sum(heights) + len(rows) * (_WORDS + _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    drawn = 0
-    workers = min(available_cores(), max(len(samples), 1))
-    with PictureWorkers(PictureSettings(_SIDE, 95), workers) as pictures:
-        for place, (sample, result) in enumerate(pictures.decode(_encoded(samples))):
-            across, down = place % columns, place // columns
-            corner = _GAP + across * (_SIDE + _GAP), _GAP + down * (_CELL_HEIGHT + _GAP)
-            _draw_picture(sheet, draw, corner, result)
-            _draw_words(draw, corner, sample)
-            drawn += isinstance(result, Picture)
+    top = _GAP
+    for row, height in zip(rows, heights, strict=True):
+        for place, (sample, result) in enumerate(row):
+            left = _GAP + place * (_SIDE + _GAP)
+            _draw_picture(sheet, draw, (left, top + height), result)
+            _draw_words(draw, (left, top + height), sample)
+        top += height + _WORDS + _GAP
     with new_file(path, overwrite=True) as file:
         sheet.save(file, _FORMATS[path.suffix.lower()])
-    return drawn
+    return sum(isinstance(result, Picture) for _, result in results)
 
 
 def _encoded(samples: Sequence[DrawnSample]) -> Iterator[tuple[DrawnSample, bytes | Refusal]]:
@@ -80,27 +82,33 @@ def _encoded(samples: Sequence[DrawnSample]) -> Iterator[tuple[DrawnSample, byte
             yield sample, read_file(sample.tar, sample.picture)
 
 
+def _height(result: Picture | Refusal) -> int:
+    if isinstance(result, Refusal):
+        return _HOLE_HEIGHT
+    with Image.open(io.BytesIO(result.jpeg)) as image:
+        return image.height
+
+
 def _draw_picture(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
+    foot: tuple[int, int],
     result: Picture | Refusal,
 ) -> None:
-    left, top = corner
+    """Draw a picture, or why there is none, with its lower left corner at ``foot``."""
+    left, bottom = foot
     if isinstance(result, Refusal):
-        draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), _HOLE)
-        font = ImageFont.load_default(_CAPTION_SIZE)
-        middle = left + _SIDE // 2, top + _SIDE // 2
-        draw.text(middle, result.reason, _FAINT, font, anchor="mm")
+        top = bottom - _HOLE_HEIGHT
+        draw.rectangle((left, top, left + _SIDE - 1, bottom - 1), _HOLE)
+        middle = left + _SIDE // 2, (top + bottom) // 2
+        draw.text(middle, result.reason, _FAINT, _fonts(_CAPTION_SIZE)[0], anchor="mm")
         return
     with Image.open(io.BytesIO(result.jpeg)) as image:
-        # Low in its square, so that the words belong to it.
-        spot = left + (_SIDE - image.width) // 2, top + _SIDE - image.height
-        sheet.paste(image, spot)
+        sheet.paste(image, (left, bottom - image.height))
 
 
-def _draw_words(draw: ImageDraw.ImageDraw, corner: tuple[int, int], sample: DrawnSample) -> None:
-    left, top = corner[0], corner[1] + _SIDE + 6
+def _draw_words(draw: ImageDraw.ImageDraw, foot: tuple[int, int], sample: DrawnSample) -> None:
+    left, top = foot[0], foot[1] + 6
     for text, size, height, lines, ink in (
         (sample.key, _KEY_SIZE, _KEY_LINE, 1, _FAINT),
         (sample.caption, _CAPTION_SIZE, _CAPTION_LINE, _LINES, _INK),

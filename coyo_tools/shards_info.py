@@ -116,10 +116,12 @@ def shards_info(
     """
     if grid is not None:
         check_grid(grid)
-    paths = _tars_of(directory)
+    paths, special = _tars_of(directory)
     manifest = _manifest_of(directory)
     ours = isinstance(manifest, Manifest) or (directory / LEDGER).exists()
     tally = ShardTally(_PARTS if ours else (), samples if grid is not None else 0, seed)
+    for path in special:
+        tally.faults.add("named like a tar, but no file", path.name)
     with tempfile.TemporaryDirectory(prefix="coyo-shards-") as scratch:
         with _Inside(Path(scratch) / "inside.parquet") as inside:
             for number, path in enumerate(paths):
@@ -151,18 +153,20 @@ def shards_info(
     )
 
 
-def _tars_of(directory: Path) -> list[Path]:
+def _tars_of(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Return a folder's tars, and what is named like one but is no file."""
     if not directory.is_dir():
         state = "is not a directory" if directory.exists() else "does not exist"
         raise SourceError(f"{directory} {state}.", "Give the folder that holds the .tar files.")
-    paths = sorted(path for path in directory.glob("*.tar") if path.is_file())
+    named = sorted(directory.glob("*.tar"))
+    paths = [path for path in named if path.is_file()]
     if not paths:
         inner = directory / "shards"
         raise SourceError(
             f"{directory} holds no .tar files.",
             f"Use {inner}." if inner.is_dir() else "`coyo download` and `coyo index` make them.",
         )
-    return paths
+    return paths, [path for path in named if not path.is_file()]
 
 
 def _manifest_of(directory: Path) -> Manifest | str | None:
