@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID
 from coyo_tools.engine import open_session, read_sql, recipe_errors
-from coyo_tools.errors import CoyoError, SourceError
+from coyo_tools.errors import CoyoError, OutputError, SourceError
 from coyo_tools.manifest import MANIFEST, IdDigest, Manifest, read_manifest
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.sample_grid import check_grid, draw_grid
@@ -99,6 +99,7 @@ def shards_info(
     grid: Path | None = None,
     samples: int = 24,
     seed: int = 0,
+    memory: str | None = None,
     on_progress: Progress = no_progress,
 ) -> ShardsInfo:
     """Look through all tars of a folder, and draw a grid of samples if asked.
@@ -108,11 +109,12 @@ def shards_info(
         grid: a .png or .jpg to write.
         samples: how many samples the grid shows.
         seed: which; the same shards and seed show the same.
+        memory: DuckDB's memory limit, for the comparison by key.
         on_progress: is told of tars done and tars in all.
 
     Raises:
         SourceError: there is no such folder, or no tar in it.
-        OutputError: the grid can't be written.
+        OutputError: the grid can't be written, or the memory limit is no good.
     """
     if grid is not None:
         check_grid(grid)
@@ -128,7 +130,7 @@ def shards_info(
                 _look_through(path, tally, inside)
                 on_progress(number + 1, len(paths))
         whole = tally.whole()
-        ledger = _compare(directory, inside.path, manifest, tally)
+        ledger = _compare(directory, inside.path, manifest, tally, memory)
     drawn = draw_grid(tally.drawn, grid) if grid is not None else 0
     sizes = [TarSize(path.name, path.stat().st_size) for path in paths]
     return ShardsInfo(
@@ -239,7 +241,11 @@ def _look_through(path: Path, tally: ShardTally, inside: _Inside) -> None:
 
 
 def _compare(
-    directory: Path, inside: Path, manifest: Manifest | str | None, tally: ShardTally
+    directory: Path,
+    inside: Path,
+    manifest: Manifest | str | None,
+    tally: ShardTally,
+    memory: str | None,
 ) -> LedgerInfo | None:
     """Compare what lies in the tars with itself, with the ledger and with the manifest."""
     if isinstance(manifest, str):
@@ -248,11 +254,13 @@ def _compare(
     info = None
     if ledger.exists():
         try:
-            info = _compare_ledger(ledger, inside, manifest, tally)
+            info = _compare_ledger(ledger, inside, manifest, tally, memory)
+        except OutputError:  # too little memory, which says nothing of the ledger
+            raise
         except CoyoError as error:
             tally.faults.add(f"unreadable {LEDGER}", error.what)
     if tally.samples:
-        with open_session(open_source(inside)) as session:
+        with open_session(open_source(inside), output=inside.parent, memory=memory) as session:
             session.sql("FROM pool").create_view("inside")
             _tell_repeated(session, tally)
     return info
@@ -267,13 +275,20 @@ def _tell_repeated(session: duckdb.DuckDBPyConnection, tally: ShardTally) -> Non
 
 
 def _compare_ledger(
-    ledger: Path, inside: Path, manifest: Manifest | str | None, tally: ShardTally
+    ledger: Path,
+    inside: Path,
+    manifest: Manifest | str | None,
+    tally: ShardTally,
+    memory: str | None,
 ) -> LedgerInfo:
     source = open_source(ledger)
     for name in ("outcome", "shard"):
         if name not in source.columns:
             raise SourceError(f"{ledger} has no column `{name}`.")
-    with open_session(source, output=inside.parent) as session, recipe_errors(source):
+    with (
+        open_session(source, output=inside.parent, memory=memory) as session,
+        recipe_errors(source),
+    ):
         session.read_parquet(str(inside)).create_view("inside")
         found = session.sql(read_sql("shards/agreement.sql"))
         (row,) = found.fetchall()

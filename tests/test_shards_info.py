@@ -353,7 +353,7 @@ def test_a_grid_that_cant_be_written_is_refused_before_the_tars_are_read(
 ) -> None:
     folder = tmp_path / "folder.png"
     folder.mkdir()
-    with pytest.raises(OutputError, match=r"Let it end in \.png or \.jpg"):
+    with pytest.raises(OutputError, match="Let it end in"):
         shards_info(made, grid=made / "grid.gif")
     with pytest.raises(OutputError, match="is a directory"):
         shards_info(made, grid=folder)
@@ -380,8 +380,8 @@ def test_captions_are_folded_at_blanks_and_end_in_an_ellipsis() -> None:
     ("kind", "options"),
     [
         ("JPEG", {}), ("JPEG", {"progressive": True}),
-        ("JPEG", {"exif": b"Exif\0\0" + b"x" * 60_000}),
-        ("JPEG", {"comment": b"\xff\xc0" * 999}), ("PNG", {}), ("WEBP", {}),
+        ("JPEG", {"exif": b"Exif\0\0" + b"x" * 60_000}), ("JPEG", {"comment": b"\xff\xc0" * 999}),
+        ("PNG", {}), ("WEBP", {}),
         ("WEBP", {"lossless": True}), ("WEBP", {"exif": b"Exif\0\0x"}),
     ],
 )  # fmt: skip

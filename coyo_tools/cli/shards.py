@@ -8,6 +8,7 @@ import typer
 
 from coyo_tools.cli.output import (
     Json,
+    Memory,
     cell_text,
     examples,
     print_json,
@@ -45,6 +46,7 @@ def shards_info_command(
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples in the grid.", min=1, max=1000)] = 24,
     seed: Annotated[int, typer.Option(help="Which samples are drawn.")] = 0,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Count what lies in shards, find what is wrong with them, draw samples.
@@ -56,7 +58,12 @@ def shards_info_command(
 
     with progress_bar("tars") as on_progress:
         info = shards_info(
-            directory, grid=grid, samples=samples, seed=seed, on_progress=on_progress
+            directory,
+            grid=grid,
+            samples=samples,
+            seed=seed,
+            memory=memory,
+            on_progress=on_progress,
         )
     if as_json:
         print_json(asdict(info))
