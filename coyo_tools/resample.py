@@ -29,11 +29,12 @@ _HASHED_SIDE = 32
 def grey_for_hashing(grey: Image.Image) -> Image.Image:
     """Return ``grey.resize((32, 32), LANCZOS)``, the same bytes, of an image in mode L.
 
-    622 x 541 pixels take 0.35 ms in place of 1.1.
+    622 x 541 pixels take 0.4 ms in place of 1.1.
     """
     width, height = grey.size
-    # Pillow skips passes that change nothing, and keeps sizes as float32, exact up to 2^24.
-    if min(width, height) <= _HASHED_SIDE or max(width, height) > 1 << 24:
+    # Left to Pillow: taller pictures, of which 13.0 takes some by columns first, others not, and
+    # 12.0 fewer; passes that it skips, as they change nothing; sides that its float32 can't hold.
+    if width < height or height <= _HASHED_SIDE or width > 1 << 24:
         return grey.resize((_HASHED_SIDE, _HASHED_SIDE), Image.Resampling.LANCZOS)
     small = np.empty((_HASHED_SIDE, _HASHED_SIDE), np.uint8)
     _across_then_down(
