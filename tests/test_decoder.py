@@ -1,4 +1,4 @@
-"""The decoder's child may hang, crash, lie or lose its parent; the next picture still comes."""
+"""The decoder's child can hang, crash, lie or lose its parent, and the next picture still comes."""
 
 import csv
 import multiprocessing
@@ -26,7 +26,7 @@ SMALL = PictureSettings(image_size=64)
 GOOD = encoded(picture(0))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def decoder() -> Iterator[Decoder]:
     with Decoder() as started:
         yield started
@@ -40,12 +40,13 @@ def hanging(tmp_path: Path) -> Path:
 
 
 def child_of(pid: int) -> int:
-    """The decoder that a process has started last."""
-    return max(
+    """The decoder that a process has started."""
+    (child,) = (
         found
         for found in descendants(pid)
         if b"coyo_tools.decoder" in Path(f"/proc/{found}/cmdline").read_bytes()
     )
+    return child
 
 
 def await_that(what: Callable[[], object]) -> None:
@@ -210,9 +211,10 @@ def test_a_file_in_the_working_directory_is_not_taken_for_a_module(
 LIAR = r"""
 import struct, sys, time
 def frame(header, rest=b"", size=None):
-    size = len(rest) if size is None else size
-    return struct.pack(">IQ", len(header), size) + header + rest
-said = lambda *parts: (sys.stdout.buffer.write(b"".join(parts)), sys.stdout.buffer.flush())
+    return struct.pack(">IQ", len(header), size or len(rest)) + header + rest
+def said(answer):
+    sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
 said(frame(b'{"ready": true}'))
 sys.stdin.buffer.read(20)
 said({answer})

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from making import encoded, names_in, picture
+from making import coyo, encoded, names_in, picture
 from PIL import Image
 
 from coyo_tools.columns import BY_NAME
@@ -109,6 +109,21 @@ def test_the_shards_hold_what_the_pool_and_the_ledger_say(folder: Path) -> None:
     with tarfile.open(shards / "00000.tar") as tar:
         stored = Image.open(io.BytesIO(tar.extractfile("0.jpg").read()))  # type: ignore[union-attr]
     assert stored.size == (100, 67)
+
+
+def test_the_command_resizes_as_it_is_told(folder: Path) -> None:
+    words = ("index", captions(folder), "-o", folder / "out", "--image-column", "file",
+             "--text-column", "caption", "--image-size", "32", "--resize")  # fmt: skip
+    refused = coyo(*words, "crop")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: 'crop' is no way to resize a picture.\n"
+        "Ways: keep_ratio_largest, keep_ratio, center_crop, border, no.\n",
+    )
+    assert coyo(*words, "center_crop").returncode == 0
+    with tarfile.open(folder / "out" / "shards" / "00000.tar") as tar:
+        stored = Image.open(io.BytesIO(tar.extractfile("0.jpg").read()))  # type: ignore[union-attr]
+    assert stored.size == (32, 32)
 
 
 def test_three_manifests_tell_the_same_story(folder: Path) -> None:

@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from making import descendants, encoded, needs_proc, picture
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from coyo_tools.decoding import decode_picture
+from coyo_tools.errors import CoyoError
 from coyo_tools.phash import phash
 from coyo_tools.picture_workers import PictureWorkers
-from coyo_tools.pictures import MAX_PIXELS, Picture, PictureSettings, Refusal
+from coyo_tools.pictures import (
+    MAX_PIXELS,
+    RESIZES,
+    Picture,
+    PictureSettings,
+    Refusal,
+    check_picture_settings,
+)
 
 SMALL = PictureSettings(image_size=64, quality=95)
 
@@ -32,8 +40,8 @@ def decode(data: bytes, settings: PictureSettings = SMALL) -> tuple[Picture, Ima
     return result, shown
 
 
-def refusal(data: bytes | Path) -> Refusal:
-    result = decode_picture(data, SMALL)
+def refusal(data: bytes | Path, settings: PictureSettings = SMALL) -> Refusal:
+    result = decode_picture(data, settings)
     assert isinstance(result, Refusal)
     return result
 
@@ -145,6 +153,83 @@ def test_pictures_only_ever_shrink(size: tuple[int, int], expected: tuple[int, i
     assert (made.width, made.height) == size
 
 
+def test_the_stored_size_is_img2datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
+    from img2dataset.resizer import Resizer
+
+    random = np.random.default_rng(0)
+    sizes = [(int(w), int(h)) for w, h in random.integers(1, 200, (60, 2))]
+    sizes += [(64, 64), (64, 65), (65, 64), (64, 30), (30, 64), (1, 199), (199, 1), (129, 64)]
+    for resize in RESIZES:
+        theirs = Resizer(64, resize, resize_only_if_bigger=True)
+        for size in sizes:
+            data = encoded(picture(0, size), "PNG")
+            made, shown = decode(data, PictureSettings(64, 90, resize))
+            _, width, height, *_ = theirs(io.BytesIO(data))
+            assert (made.stored_width, made.stored_height) == shown.size
+            assert shown.size == (width, height), (resize, size)
+
+
+WIDE, TALL = (300, 100), (100, 300)
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "stored", "left", "middle"),
+    [
+        # The outer thirds of the longer side are red, the middle is blue.
+        ("keep_ratio_largest", WIDE, (60, 20), "red", "blue"),
+        ("keep_ratio", WIDE, (180, 60), "red", "blue"),
+        ("center_crop", WIDE, (60, 60), "blue", "blue"),
+        ("center_crop", TALL, (60, 60), "blue", "blue"),
+        ("border", WIDE, (60, 60), "white", "blue"),
+        ("border", TALL, (60, 60), "white", "blue"),
+        ("no", WIDE, (300, 100), "red", "blue"),
+        ("center_crop", (300, 50), (300, 50), "red", "blue"),  # 50 is not above 60
+        ("border", (60, 20), (60, 20), "red", "blue"),
+    ],
+)
+def test_resize_modes_show_what_their_names_say(
+    resize: str, size: tuple[int, int], stored: tuple[int, int], left: str, middle: str
+) -> None:
+    width, height = size
+    image = Image.new("RGB", size, "red")
+    blue = (width // 3, 0, 2 * width // 3 - 1, height)
+    if height > width:
+        blue = (0, height // 3, width, 2 * height // 3 - 1)
+    ImageDraw.Draw(image).rectangle(blue, fill="blue")
+    made, shown = decode(encoded(image, "PNG"), PictureSettings(60, 95, resize))
+    assert shown.size == (made.stored_width, made.stored_height) == stored
+    assert (made.width, made.height) == size
+    assert made.image_phash == phash(image)
+    corner = (2, 2)
+    assert near(shown, corner, ImageColor.getrgb(left)[:3])
+    assert near(shown, (stored[0] // 2, stored[1] // 2), ImageColor.getrgb(middle)[:3])
+
+
+def test_a_jpegs_sides_end() -> None:
+    long = encoded(Image.new("RGB", (70_000, 2)), "PNG")
+    assert refusal(long, PictureSettings(resize="no")) == Refusal(
+        "too many pixels", "70000 x 2, but a JPEG's sides end at 65500"
+    )
+    assert decode(long)[1].size == (64, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (PictureSettings(image_size=15), "15 pixels is below 16"),
+        (PictureSettings(quality=0), "quality of 0"),
+        (PictureSettings(quality=96), "quality of 96"),
+        (PictureSettings(resize="crop"), "'crop' is no way .*\\n.*center_crop, border, no"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: PictureSettings, said: str) -> None:
+    with pytest.raises(CoyoError, match=said):
+        check_picture_settings(settings)
+    with pytest.raises(CoyoError, match=said):
+        PictureWorkers(settings, 1)
+
+
 def test_the_hash_is_taken_before_the_picture_is_shrunk() -> None:
     image = picture(4, (400, 300))
     made, _ = decode(encoded(image, "PNG"), PictureSettings(image_size=16))
@@ -185,9 +270,10 @@ def _with_metadata(kind: str) -> bytes:
     return data
 
 
+@pytest.mark.parametrize("settings", [SMALL, PictureSettings(resize="no")])
 @pytest.mark.parametrize("kind", ["JPEG", "GIF", "WEBP", "TIFF"])
-def test_no_metadata_comes_through(kind: str) -> None:
-    made, shown = decode(_with_metadata(kind))
+def test_no_metadata_comes_through(kind: str, settings: PictureSettings) -> None:
+    made, shown = decode(_with_metadata(kind), settings)
     assert WHISPER.encode() not in made.jpeg
     assert not shown.getexif()
     assert set(shown.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}

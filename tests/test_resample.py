@@ -1,4 +1,4 @@
-"""Shrinking in compiled loops: Pillow's bytes for the hash, nearly Pillow's for the JPEG."""
+"""Shrinking in compiled loops: Pillow's bytes for hashes, for JPEGs Pillow's but for a rounding."""
 
 import numpy as np
 import pytest

@@ -21,14 +21,19 @@ from coyo_tools.cli.output import (
 )
 
 ImageSize = Annotated[
-    int, typer.Option(help="Longest side of the stored pictures, pixels; never enlarged.", min=16)
+    int,
+    typer.Option(
+        help="Size of the stored pictures, pixels: their longest side, unless --resize says "
+        "otherwise; never enlarged.",
+        min=16,
+    ),
 ]
 Resize = Annotated[
     str,
     typer.Option(
-        help="What becomes of pictures larger than --image-size: its longest side is that "
-        "(keep_ratio_largest), and white fills up a square (border); its shortest side is that "
-        "(keep_ratio), and the middle is cut out as a square (center_crop); or nothing (no)."
+        help="What --image-size bounds: the longest side (keep_ratio_largest; border also pads "
+        "with white to a square), the shortest (keep_ratio; center_crop also cuts to a square), or "
+        "nothing (no)."
     ),
 ]
 Quality = Annotated[int, typer.Option(help="JPEG quality.", min=1, max=95)]
