@@ -339,6 +339,25 @@ def test_a_retry_makes_what_a_download_at_that_time_would_have_made(
     assert ledgers[0].equals(ledgers[1])
 
 
+def test_a_shard_without_a_picture_has_no_tar_until_one_comes(road: Road, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, samples_per_shard=1)
+    pool = write_pool(
+        tmp_path / "pool.parquet",
+        id=[1, 2],
+        url=[road.web.url("/0.png"), road.web.url("/2.png")],
+        text=["a", "b"],
+    )
+    download_pictures(pool, tmp_path / "out", settings)
+    assert {tar.name for tar in (tmp_path / "out").glob("*.tar")} == {"00001.tar"}
+    dead = road.web.pages["/0.png"]
+    try:
+        road.web.pages["/0.png"] = body(encoded(picture(0), "PNG"))
+        download_pictures(pool, tmp_path / "out", settings, retry=True)
+    finally:
+        road.web.pages["/0.png"] = dead
+    assert {tar.name for tar in (tmp_path / "out").glob("*.tar")} == {"00000.tar", "00001.tar"}
+
+
 def test_nothing_to_retry_asks_for_nothing(road: Road, tmp_path: Path) -> None:
     pool = write_pool(
         tmp_path / "pool.parquet",

@@ -49,7 +49,7 @@ def pack_shard(
         shard: its number.
         batches: whose journals have its pictures.
         settings: of the download.
-        earlier: a tar whose samples belong to the shard too.
+        earlier: a tar whose samples belong to the shard too, if it exists.
     """
     fates: list[dict[str, Any]] = []
     name = shard_name(shard)
@@ -59,11 +59,16 @@ def pack_shard(
         rows = opened.enter_context(pq.ParquetFile(work / ROWS / file_name(shard)))
         tar = opened.enter_context(ShardWriter(partial))
         samples = _new_samples(rows, journals, name, settings, fates)
-        if earlier is not None:
+        if earlier is not None and earlier.exists():
             samples = heapq.merge(encoded_samples(earlier), samples, key=lambda sample: sample.id)
+        count = 0
         for sample in samples:
             tar.add_encoded(sample)
-    partial.replace(directory / name)
+            count += 1
+    if count:
+        partial.replace(directory / name)
+    else:
+        partial.unlink()  # datasets fails on a tar without a sample
     written = work / FATES / file_name(shard)
     partial = written.with_suffix(".partial")
     pl.DataFrame(fates, schema=LEDGER_SCHEMA).write_parquet(partial)
