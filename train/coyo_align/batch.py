@@ -90,9 +90,9 @@ class Part:
 
     Attributes:
         rows: of the pairs.
-        pixels: (rows, height, width, 3) bytes, None where the image tower's output is known.
+        pixels: (rows, height, width, 3) bytes, None where their embeddings are known.
         windows: of ``draw_windows``.
-        texts: token ids and mask of groups of captions; none where the text tower's output is known.
+        texts: token ids and mask of groups of captions; none where their embeddings are known.
     """
 
     rows: Rows

@@ -194,12 +194,12 @@ def make_config(**chosen: Any) -> TrainConfig:
 
     What is frozen sees its pictures or captions as they are, so that they are embedded only once.
     """
-    if chosen.get("model", TrainConfig.model) not in SHAPES:
-        chosen = _FOR_CHECKPOINTS | chosen
     if "image" in chosen.get("freeze", ()):
         chosen = {"smallest_crop": 1.0} | chosen
     if "text" in chosen.get("freeze", ()):
         chosen = {"masked_tokens": 0.0} | chosen
+    if chosen.get("model", TrainConfig.model) not in SHAPES:
+        chosen = _FOR_CHECKPOINTS | chosen
     return TrainConfig(**chosen)
 
 

@@ -79,8 +79,8 @@ _WEIGHTS, _DROPOUT = 101, 102
 class TrainResult:
     """What a run did. ``seconds`` are of the loop; decoding before it is ``load_seconds``.
 
-    ``data_wait`` is the share of ``seconds`` spent waiting for a batch, ``peak_memory`` in bytes, of
-    the GPU where there is one. After a stop, figures of speed are those of the last stretch.
+    ``data_wait`` is the share of ``seconds`` spent waiting for a batch; ``peak_memory`` is in bytes,
+    of the GPU where there is one. After a stop, figures of speed are those of the last stretch.
     """
 
     pairs: int
@@ -129,8 +129,8 @@ def finetune(
         started = time.perf_counter()
         torch.manual_seed(seed_of(config.seed, _WEIGHTS))
         checkpoint, pairs, feed = _prepare(config, device, on_load)
-        model = _align(config, checkpoint).to(device)
-        plan = _plan(config, checkpoint, model, share, device)
+        model = _align(config, checkpoint, world, device)
+        plan = _plan(config, checkpoint, share, device)
         towers = _towers(config, model, feed, plan, world)
         load_seconds = time.perf_counter() - started
 
@@ -359,11 +359,17 @@ def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -
     return pairs
 
 
-def _align(config: TrainConfig, checkpoint: Checkpoint) -> Align:
+def _align(
+    config: TrainConfig, checkpoint: Checkpoint, world: World, device: torch.device
+) -> Align:
+    """The model on its device, all of it made ready that decides what is learned."""
+    if world.size > 1:
+        share_batchnorm(checkpoint.hf, device)
     set_dropout(checkpoint.hf, config.text_dropout, config.drop_path)
     model = Align(checkpoint.hf, config.temperature, config.freeze, config.loss)
     if config.lora is not None:
         model.add_lora(config.lora)
+    model.to(device)
     model.hf.vision_model.to(memory_format=torch.channels_last)
     model.train()
     if config.accumulate > 1 and (parts := random_parts(model)):
@@ -376,9 +382,9 @@ def _align(config: TrainConfig, checkpoint: Checkpoint) -> Align:
 
 
 def _plan(
-    config: TrainConfig, checkpoint: Checkpoint, model: Align, share: slice, device: torch.device
+    config: TrainConfig, checkpoint: Checkpoint, share: slice, device: torch.device
 ) -> BatchPlan:
-    """What a batch is made of. Frozen towers are left out if they would give the same every time."""
+    """What a batch is made of; not what a frozen tower would make the same of every time."""
     on_gpu = device.type == "cuda"
     if config.accumulate > 1 and share.stop - share.start < config.batch_size:
         raise AlignError("accumulate works in one process; with several, each takes its share.")
@@ -416,7 +422,6 @@ def _towers(
         model.compile_towers()
     call: Any = model
     if world.size > 1:
-        share_batchnorm(model, feed.device)
         call = DistributedDataParallel(
             model, [feed.device.index] if on_gpu else None, broadcast_buffers=False
         )
@@ -439,7 +444,7 @@ def _norm_pixels(
 
 
 def _digest(pairs: Pairs) -> str:
-    """A fingerprint of the pairs in their order; a run must go on with the data it was begun with."""
+    """A fingerprint of the pairs in their order; a run goes on with what it was begun with."""
     digest = sha256(np.ascontiguousarray(pairs.ids).tobytes())
     for caption in pairs.captions:
         digest.update(caption.encode(errors="surrogatepass") + b"\0")
