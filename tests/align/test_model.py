@@ -217,7 +217,7 @@ def test_trap_07_shows_without_care(trained: Trained) -> None:
         (towers.loss(config, *towers.embed(part)) / 4).backward()
     name = "hf.text_projection.weight"
     summed = dict(model.named_parameters())[name].grad
-    assert (summed - whole[name]).norm() > 0.05 * whole[name].norm()
+    assert (summed - whole[name]).norm() > 0.02 * whole[name].norm()
 
 
 def test_trap_10_both_towers_compute_their_activations_again() -> None:
