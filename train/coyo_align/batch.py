@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coyo_align.images import Pixels, Preprocess
+from coyo_align.images import Preprocess
+from coyo_align.pictures import Pictures
 from coyo_align.tokenizer import Tokens, pad
 
 
@@ -18,7 +19,7 @@ from coyo_align.tokenizer import Tokens, pad
 class Feed:
     """Pictures and captions of a data set, ready to be asked for by row."""
 
-    images: Pixels
+    images: Pictures
     tokens: list[Tokens]
     preprocess: Preprocess
     pad_id: int
@@ -26,7 +27,7 @@ class Feed:
 
     def pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """Pixel values as the model wants them: (rows, 3, height, width) fp32, channels last."""
-        picked = torch.from_numpy(np.take(self.images, rows, axis=0)).to(self.device)
+        picked = torch.from_numpy(self.images.take(rows)).to(self.device)
         scale = torch.tensor(self.preprocess.scale, device=self.device).view(1, 3, 1, 1)
         offset = torch.tensor(self.preprocess.offset, device=self.device).view(1, 3, 1, 1)
         return torch.addcmul(offset, picked.permute(0, 3, 1, 2).float(), scale)

@@ -77,14 +77,16 @@ def evaluate_retrieval(
     place = pick_device(device)
     checkpoint = load_checkpoint(run)
     preprocess = preprocess_of(checkpoint.image_processor)
-    pairs = load_pairs(shards, preprocess, ids, threads, on_load)
+    pairs = load_pairs(shards, preprocess, ids, threads=threads, on_load=on_load)
     if len(pairs) < 2:
         raise AlignError(
             f"Only {len(pairs)} usable pair in {shards}: retrieval needs at least 2 to choose from."
         )
     tokens = encode(checkpoint.tokenizer, pairs.captions)
     feed = Feed(pairs.images, tokens, preprocess, checkpoint.tokenizer.pad_token_id, place)
-    image_of, first_images = _groups(sha256(row).digest() for row in pairs.images)
+    image_of, first_images = _groups(
+        sha256(pairs.images.take(np.asarray([row])).tobytes()).digest() for row in range(len(pairs))
+    )
     text_of, first_texts = _groups(pairs.captions)
 
     done = 0
