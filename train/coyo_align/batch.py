@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coyo_align.augment import crop, draw_masks, draw_windows
 from coyo_align.config import MAX_TOKENS
-from coyo_align.data import Pairs, Pictures, stream
+from coyo_align.data import Pairs
 from coyo_align.device import seed_of
-from coyo_align.images import Preprocess
+from coyo_align.images import Pixels, Preprocess
+from coyo_align.pictures import Pictures, Rows
+from coyo_align.stream import stream
 from coyo_align.tokenizer import TokenRows, pad
-
-Rows = NDArray[np.int64]
 
 _ORDER, _CHANCE, _RESERVE, _NORMS = range(4)
 """Streams of random numbers that a run's seed is split into."""
@@ -41,7 +40,7 @@ class Feed:
 
     def pixels(self, rows: Rows) -> Tensor:
         """Pixel values as the model wants them: (rows, 3, height, width) fp32, channels last."""
-        return self.to_floats(torch.from_numpy(np.take(self.images, rows, axis=0)).to(self.device))
+        return self.to_floats(torch.from_numpy(self.images.take(rows)).to(self.device))
 
     def to_floats(self, pixels: Tensor) -> Tensor:
         """Rescale (rows, height, width, 3) bytes on the device to what ``pixels`` gives."""
@@ -146,16 +145,12 @@ class BatchPlan:
     workers: int | None = None
 
 
-def training_batches(
-    pairs: Pairs, feed: Feed, plan: BatchPlan, step: int
-) -> Generator[Batch, None, None]:
+def training_batches(pairs: Pairs, feed: Feed, plan: BatchPlan, step: int) -> Generator[Batch]:
     """The batches from that step on, without end, the next one under way already."""
     return _on_device(_prepared(pairs, feed, plan, step), feed.device)
 
 
-def _prepared(
-    pairs: Pairs, feed: Feed, plan: BatchPlan, first: int
-) -> Generator[Batch, None, None]:
+def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generator[Batch]:
     lengths = feed.tokens.lengths
 
     def by_length() -> Iterator[tuple[Rows, Rows]]:
@@ -163,6 +158,7 @@ def _prepared(
             own = rows[plan.share]
             yield own[np.argsort(lengths[own], kind="stable")], spare
 
+    pictured: Generator[tuple[Rows, Pixels]] | Generator[tuple[Rows, None]]
     if plan.with_images:
         pictured = stream(pairs, by_length(), workers=plan.workers)
     else:
@@ -204,9 +200,7 @@ def _grouped(
     return groups
 
 
-def _on_device(
-    batches: Generator[Batch, None, None], device: torch.device
-) -> Generator[Batch, None, None]:
+def _on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
     """Copy each batch to the device while the one before it is worked on."""
     if device.type != "cuda":
         yield from batches  # which closes them too

@@ -84,7 +84,9 @@ def evaluate_retrieval(
         )
     tokens = encode(checkpoint.tokenizer, pairs.captions)
     feed = Feed(pairs.images, tokens, preprocess, checkpoint.tokenizer.pad_token_id, place)
-    image_of, first_images = _groups(sha256(row).digest() for row in pairs.images)
+    image_of, first_images = _groups(
+        sha256(pairs.images.take(np.asarray([row])).tobytes()).digest() for row in range(len(pairs))
+    )
     text_of, first_texts = _groups(pairs.captions)
 
     done = 0

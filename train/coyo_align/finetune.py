@@ -27,7 +27,6 @@ from coyo_align.batch import (
     BatchPlan,
     Feed,
     Part,
-    Rows,
     augmented,
     rows_for_norms,
     training_batches,
@@ -35,7 +34,7 @@ from coyo_align.batch import (
 from coyo_align.card import write_card
 from coyo_align.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coyo_align.config import MAX_TOKENS, SHAPES, TrainConfig, check
-from coyo_align.data import OnLoad, Pairs, load_pairs, stream
+from coyo_align.data import OnLoad, Pairs, load_pairs
 from coyo_align.device import (
     device_name,
     own_randomness,
@@ -60,7 +59,9 @@ from coyo_align.loss import contrastive_loss, sigmoid_loss
 from coyo_align.metrics import MetricsLog
 from coyo_align.model import Align, build, random_parts, reestimate_batchnorm, set_dropout
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
+from coyo_align.pictures import Rows
 from coyo_align.state import CHECKPOINTS, Training, restore_state, save_state
+from coyo_align.stream import stream
 from coyo_align.tokenizer import encode, train_tokenizer
 
 OnProgress = Callable[[int, int, float], None]
@@ -79,8 +80,8 @@ _WEIGHTS, _DROPOUT = 101, 102
 class TrainResult:
     """What a run did. ``seconds`` are of the loop; decoding before it is ``load_seconds``.
 
-    ``data_wait`` is the share of ``seconds`` spent waiting for a batch; ``peak_memory`` is in bytes,
-    of the GPU where there is one. After a stop, figures of speed are those of the last stretch.
+    ``data_wait`` is the share of ``seconds`` spent waiting for a batch; ``peak_memory`` is in
+    bytes, of the GPU where there is one. After a stop, figures of speed are of the last stretch.
     """
 
     pairs: int
@@ -436,9 +437,7 @@ def _norm_pixels(
     """Pictures for BatchNorm's last statistics, as they are used later: not cropped."""
     if not plan.with_images:
         return
-    with closing(
-        stream(pairs, ((batch, batch[:0]) for batch in rows), workers=plan.workers)
-    ) as found:
+    with closing(stream(pairs, ((batch, None) for batch in rows), workers=plan.workers)) as found:
         for _, pixels in found:
             yield feed.to_floats(torch.from_numpy(pixels).to(feed.device))
 
