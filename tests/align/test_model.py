@@ -16,6 +16,7 @@ from coyo_align.finetune import finetune
 from coyo_align.loss import sigmoid_loss
 from coyo_align.model import Align, build, unit
 from coyo_align.optim import AveragedWeights
+from coyo_align.prepare import make_model, plan_batches, prepare
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
@@ -165,9 +166,9 @@ def test_a_sigmoid_run_learns_its_bias(trained: Trained, tmp_path: Path) -> None
 def gradients(config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
     """Of one batch, as the loop computes them."""
     torch.manual_seed(0)
-    checkpoint, pairs, feed = loop._prepare(config, CPU, None)
-    model = loop._align(config, checkpoint, World(), CPU)
-    plan = loop._plan(config, checkpoint, slice(0, config.batch_size), CPU)
+    checkpoint, pairs, feed = prepare(config, CPU, None)
+    model = make_model(config, checkpoint, World(), CPU)
+    plan = plan_batches(config, checkpoint, slice(0, config.batch_size), CPU)
     towers = loop._towers(config, model, feed, plan, World())
     loss = loop._backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -209,9 +210,9 @@ def test_trap_07_shows_without_care(trained: Trained) -> None:
     config = still(trained, freeze=("batchnorm",), temperature=0.01)
     _, whole = gradients(config)
     torch.manual_seed(0)
-    checkpoint, pairs, feed = loop._prepare(config, CPU, None)
-    model = loop._align(config, checkpoint, World(), CPU)
-    plan = dataclasses.replace(loop._plan(config, checkpoint, slice(0, 32), CPU), parts=4)
+    checkpoint, pairs, feed = prepare(config, CPU, None)
+    model = make_model(config, checkpoint, World(), CPU)
+    plan = dataclasses.replace(plan_batches(config, checkpoint, slice(0, 32), CPU), parts=4)
     towers = loop._towers(config, model, feed, plan, World())
     for part in next(training_batches(pairs, feed, plan, 0)).parts:
         (towers.loss(config, *towers.embed(part)) / 4).backward()

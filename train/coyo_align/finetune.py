@@ -6,7 +6,6 @@ on with the same bits. The caller's random state is left alone. Left out: evalua
 ``evaluate`` is for the end.
 """
 
-import json
 import math
 import shutil
 import time
@@ -14,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -32,9 +30,9 @@ from coyo_align.batch import (
     training_batches,
 )
 from coyo_align.card import write_card
-from coyo_align.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from coyo_align.config import MAX_TOKENS, SHAPES, TrainConfig, check
-from coyo_align.data import OnLoad, Pairs, load_pairs
+from coyo_align.checkpoint import save_checkpoint
+from coyo_align.config import TrainConfig, check
+from coyo_align.data import OnLoad, Pairs
 from coyo_align.device import (
     device_name,
     own_randomness,
@@ -49,20 +47,18 @@ from coyo_align.distributed import (
     gather_rows,
     joined,
     mean_of_all,
-    share_batchnorm,
     share_of_batch,
 )
 from coyo_align.embed import embed_images, embed_texts
 from coyo_align.errors import AlignError
-from coyo_align.images import Preprocess, image_processor, preprocess_of
 from coyo_align.loss import contrastive_loss, sigmoid_loss
 from coyo_align.metrics import MetricsLog
-from coyo_align.model import Align, build, random_parts, reestimate_batchnorm, set_dropout
+from coyo_align.model import Align, reestimate_batchnorm
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
 from coyo_align.pictures import Rows
+from coyo_align.prepare import begin, digest_of, make_model, plan_batches, prepare
 from coyo_align.state import CHECKPOINTS, Training, restore_state, save_state
 from coyo_align.stream import stream
-from coyo_align.tokenizer import encode, train_tokenizer
 
 OnProgress = Callable[[int, int, float], None]
 """Called after every ``log_every`` steps and the last one with the samples seen, the samples of
@@ -71,7 +67,6 @@ the whole run, and the mean loss since the last call."""
 _NORM_BATCHES = 16
 """For the last BatchNorm statistics; ten are enough for the average to settle."""
 _CHECKPOINT_SECONDS = 600.0
-_SETTINGS = "train_config.json"
 _WEIGHTS, _DROPOUT = 101, 102
 """Streams of random numbers besides those of ``batch``."""
 
@@ -126,12 +121,12 @@ def finetune(
     device = pick_device(config.device, world.local)
     with torch_threads(config.threads), own_randomness(device), joined(world, device):
         if world.leads:
-            _begin(config)
+            begin(config)
         started = time.perf_counter()
         torch.manual_seed(seed_of(config.seed, _WEIGHTS))
-        checkpoint, pairs, feed = _prepare(config, device, on_load)
-        model = _align(config, checkpoint, world, device)
-        plan = _plan(config, checkpoint, share, device)
+        checkpoint, pairs, feed = prepare(config, device, on_load)
+        model = make_model(config, checkpoint, world, device)
+        plan = plan_batches(config, checkpoint, share, device)
         towers = _towers(config, model, feed, plan, world)
         load_seconds = time.perf_counter() - started
 
@@ -139,7 +134,7 @@ def finetune(
         trained = [p for p in model.parameters() if p.requires_grad]
         averages = AveragedWeights(trained, config.ema) if config.ema else None
         training = Training(model, optimizer, averages)
-        same = {"settings": config.recipe(), "data": _digest(pairs), "processes": world.size}
+        same = {"settings": config.recipe(), "data": digest_of(pairs), "processes": world.size}
         first, note, remarks = restore_state(config.output, training, same)
 
         steps = math.ceil(config.samples / config.batch_size)
@@ -279,7 +274,7 @@ def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
     A batch in parts is embedded twice: first without gradients, for the loss of all its pairs and
     what each embedding is asked to change; then part by part, to hand that on to the weights (Gao
     et al. 2021). It is the same as at once only if both times give the same embeddings, which
-    ``_plan`` has made sure of.
+    ``make_model`` has made sure of.
     """
     if len(batch.parts) == 1:
         loss = towers.loss(config, *towers.embed(batch.parts[0]))
@@ -298,112 +293,6 @@ def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
                     asked = rows.grad[number * size :][:size]
                     torch.autograd.backward(embedded, asked)
     return mean_of_all(loss.detach(), towers.world)
-
-
-def _begin(config: TrainConfig) -> None:
-    """Write down what is begun, unless it was begun before."""
-    config.output.mkdir(parents=True, exist_ok=True)
-    settings = config.output / _SETTINGS
-    if (config.output / "config.json").exists():
-        raise AlignError(f"{config.output} holds a model already. Give a new directory.")
-    if settings.exists():
-        before, now = json.loads(settings.read_text(encoding="utf-8")), config.recipe()
-        if changed := [name for name in now if before.get(name) != now[name]]:
-            raise AlignError(
-                f"{config.output} holds an unfinished run with another {', '.join(changed)}. Give "
-                "the settings as they were to go on with it, or a new directory."
-            )
-    half = settings.with_suffix(".half")
-    half.write_text(json.dumps(config.as_json(), indent=2) + "\n", encoding="utf-8")
-    half.replace(settings)
-
-
-def _prepare(
-    config: TrainConfig, device: torch.device, on_load: OnLoad | None
-) -> tuple[Checkpoint, Pairs, Feed]:
-    """The model with its processor and tokenizer, the pairs, and both joined."""
-    if (shape := SHAPES.get(config.model)) is None:
-        checkpoint = load_checkpoint(config.model)
-        pairs = _load(config, preprocess_of(checkpoint.image_processor), on_load)
-    else:
-        side = config.image_size or shape.image_size
-        processor = image_processor(side)
-        pairs = _load(config, preprocess_of(processor), on_load)
-        tokenizer = train_tokenizer(pairs.captions, shape.vocabulary)
-        hf = build(shape, side, len(tokenizer), tokenizer.pad_token_id)
-        checkpoint = Checkpoint(hf, processor, tokenizer)
-    feed = Feed(
-        images=pairs.images,
-        tokens=encode(checkpoint.tokenizer, pairs.captions),
-        preprocess=preprocess_of(checkpoint.image_processor),
-        pad_id=checkpoint.tokenizer.pad_token_id,
-        device=device,
-    )
-    return checkpoint, pairs, feed
-
-
-def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -> Pairs:
-    pairs = load_pairs(
-        config.shards,
-        preprocess,
-        config.ids,
-        cache=config.cache,
-        workers=config.workers,
-        threads=config.threads,
-        on_load=on_load,
-    )
-    if len(pairs) < config.batch_size:
-        raise AlignError(
-            f"The batch size {config.batch_size} is larger than the {len(pairs)} usable pairs in "
-            f"{config.shards}. Choose a batch size of at most {len(pairs)}."
-        )
-    return pairs
-
-
-def _align(
-    config: TrainConfig, checkpoint: Checkpoint, world: World, device: torch.device
-) -> Align:
-    """The model on its device, all of it made ready that decides what is learned."""
-    if world.size > 1:
-        share_batchnorm(checkpoint.hf, device)
-    set_dropout(checkpoint.hf, config.text_dropout, config.drop_path)
-    model = Align(checkpoint.hf, config.temperature, config.freeze, config.loss)
-    if config.lora is not None:
-        model.add_lora(config.lora)
-    model.to(device)
-    model.hf.vision_model.to(memory_format=torch.channels_last)
-    model.train()
-    if config.accumulate > 1 and (parts := random_parts(model)):
-        raise AlignError(
-            f"Taking a batch in {config.accumulate} parts would not give the gradients of the "
-            f"whole, because of {', '.join(parts)}. Without accumulate, a smaller batch or "
-            "checkpoint_activations saves memory."
-        )
-    return model
-
-
-def _plan(
-    config: TrainConfig, checkpoint: Checkpoint, share: slice, device: torch.device
-) -> BatchPlan:
-    """What a batch is made of; not what a frozen tower would make the same of every time."""
-    on_gpu = device.type == "cuda"
-    if config.accumulate > 1 and share.stop - share.start < config.batch_size:
-        raise AlignError("accumulate works in one process; with several, each takes its share.")
-    return BatchPlan(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        share=share,
-        parts=config.accumulate,
-        smallest_crop=config.smallest_crop,
-        masked_tokens=config.masked_tokens,
-        mask_id=checkpoint.tokenizer.mask_token_id,  # BERT's, which every ALIGN tokenizer has
-        group=256 if on_gpu else 32,
-        # A compiled tower is compiled anew for every length, and positions end at 64 or later.
-        multiple=16 if on_gpu and checkpoint.tokenizer.model_max_length == MAX_TOKENS else 1,
-        with_images=not ("image" in config.freeze and config.smallest_crop == 1),
-        with_texts=not ("text" in config.freeze and config.masked_tokens == 0),
-        workers=config.workers,
-    )
 
 
 def _towers(
@@ -440,14 +329,6 @@ def _norm_pixels(
     with closing(stream(pairs, ((batch, None) for batch in rows), workers=plan.workers)) as found:
         for _, pixels in found:
             yield feed.to_floats(torch.from_numpy(pixels).to(feed.device))
-
-
-def _digest(pairs: Pairs) -> str:
-    """A fingerprint of the pairs in their order; a run goes on with what it was begun with."""
-    digest = sha256(np.ascontiguousarray(pairs.ids).tobytes())
-    for caption in pairs.captions:
-        digest.update(caption.encode(errors="surrogatepass") + b"\0")
-    return digest.hexdigest()
 
 
 def _check_losses(
