@@ -8,12 +8,12 @@ pixels by the million would need.
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,7 @@ class Pairs:
         ids: the samples' ids, -1 where a sample has none.
         skipped: samples left out, by reason; a damaged tar counts once, under its name.
         missing_ids: ids that were asked for and are not in the shards at all.
+        fields: the values of the fields that were asked for, by name, None where a sample has none.
     """
 
     images: Pixels
@@ -48,6 +49,7 @@ class Pairs:
     ids: NDArray[np.int64]
     skipped: dict[str, int]
     missing_ids: int
+    fields: dict[str, list[Any]]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -57,7 +59,10 @@ def load_pairs(
     shards: Path,
     preprocess: Preprocess,
     ids: Path | None = None,
+    *,
     threads: int | None = None,
+    fields: Sequence[str] = (),
+    need_caption: bool = True,
     on_load: OnLoad | None = None,
 ) -> Pairs:
     """Decode the pairs of a shards directory, in the order of the tars.
@@ -68,6 +73,8 @@ def load_pairs(
         ids: a parquet file or directory of ``part-*.parquet`` with a column ``id``; only these
             samples are used. None for all.
         threads: decoding threads, None for the machine's.
+        fields: of the samples' json to keep; ``key`` and ``cls`` are the key, and the .cls file.
+        need_caption: leave out samples without a caption.
         on_load: progress.
 
     Raises:
@@ -78,10 +85,11 @@ def load_pairs(
     skipped: Counter[str] = Counter()
     captions: list[str] = []
     found: list[int] = []
+    kept: dict[str, list[Any]] = {name: [] for name in fields}
     store = _PixelStore(preprocess.height, preprocess.width)
 
     def decode(sample: Sample) -> Pixels | str:
-        if not sample.caption:
+        if need_caption and not sample.caption:
             return "no caption"
         if sample.picture is None:
             return "no picture"
@@ -104,6 +112,8 @@ def load_pairs(
                     store.append(result)
                     captions.append(sample.caption)
                     found.append(-1 if sample.id is None else sample.id)
+                    for name in kept:
+                        kept[name].append(sample.field(name))
                 if on_load is not None:
                     on_load(len(captions), read / whole)
             read += path.stat().st_size
@@ -113,7 +123,7 @@ def load_pairs(
     if not captions:
         raise AlignError(_nothing_left(shards, ids, dict(skipped), missing))
     ids_found = np.asarray(found, dtype=np.int64)
-    return Pairs(store.finish(), captions, ids_found, dict(skipped), missing)
+    return Pairs(store.finish(), captions, ids_found, dict(skipped), missing, kept)
 
 
 def _wanted(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from coyo_align.errors import AlignError
 
@@ -44,6 +45,18 @@ class Sample:
     def caption(self) -> str:
         """The text with its white space joined, empty where there is none."""
         return " ".join(self.files.get("txt", b"").decode("utf-8", errors="replace").split())
+
+    def field(self, name: str) -> Any:
+        """A value of the json, the key as ``key``, or the text of the .cls file as ``cls``."""
+        if name == "key":
+            return self.key
+        if name == "cls":
+            text = self.files.get("cls")
+            return None if text is None else text.decode("utf-8", errors="replace").strip()
+        try:
+            return json.loads(self.files["json"]).get(name)
+        except (KeyError, AttributeError, ValueError, RecursionError):
+            return None
 
 
 def tar_paths(shards: Path) -> list[Path]:
