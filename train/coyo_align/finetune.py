@@ -191,7 +191,9 @@ def _prepare(
 
 
 def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -> Pairs:
-    pairs = load_pairs(config.shards, preprocess, config.ids, config.threads, on_load)
+    pairs = load_pairs(
+        config.shards, preprocess, config.ids, threads=config.threads, on_load=on_load
+    )
     if len(pairs) < config.batch_size:
         raise AlignError(
             f"The batch size {config.batch_size} is larger than the {len(pairs)} usable pairs in "
