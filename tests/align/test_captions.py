@@ -37,8 +37,7 @@ def written(path: Path, content: Any) -> Path:
 def found_in(file: CaptionsFile, samples: list[dict[str, Any]], ids: list[int]) -> Found:
     names = ("key", "id", "file", "filename", "url")
     fields = {name: [one.get(name) for one in samples] for name in names}
-    picture_of = np.asarray([one.get("picture", row) for row, one in enumerate(samples)])
-    return find_pictures(file, fields, np.asarray(ids), picture_of)
+    return find_pictures(file, fields, np.asarray(ids))
 
 
 def test_karpathys_json_is_read_by_split(tmp_path: Path) -> None:
@@ -83,9 +82,8 @@ def test_one_way_of_finding_is_chosen_for_the_whole_file() -> None:
         {"key": "x/000000007", "id": 5, "url": "http://x.test/none.jpg"},
     ]
     got = found_in(CaptionsFile(wanted, {}), samples, [0, 1, 5])
-    assert (got.by, got.captions) == ("file name", ["caption 6", "caption 7"])
-    assert got.pictures.tolist() == [0, 1]
-    assert got.lost == {"picture not in the shards": 1}
+    assert got.by == "file name"
+    assert {picture.id: rows for picture, rows in got.rows.items()} == {"6": [0], "7": [1]}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +99,7 @@ def test_one_way_of_finding_is_chosen_for_the_whole_file() -> None:
 )
 def test_ways_of_finding(picture: Picture, sample: dict[str, Any], by: str) -> None:
     got = found_in(CaptionsFile({picture: ["text"]}, {}), [sample], [31])
-    assert (got.by, got.pictures.tolist()) == (by, [0])
+    assert (got.by, got.rows) == (by, {picture: [0]})
 
 
 def test_a_number_in_a_key_is_no_coco_id() -> None:
@@ -110,17 +108,19 @@ def test_a_number_in_a_key_is_no_coco_id() -> None:
         found_in(CaptionsFile(wanted, {}), [{"key": "000000031"}], [31])
 
 
-def test_a_name_of_two_pictures_finds_neither_but_copies_are_one_picture() -> None:
-    wanted = {Picture(f"{n}.jpg", None, None): [f"caption {n}"] for n in (1, 2)}
-    twice = [
-        {"key": "a/1"},
-        {"key": "b/1"},
-        {"key": "a/2", "picture": 2},
-        {"key": "b/2", "picture": 2},
-    ]
-    got = found_in(CaptionsFile(wanted, {}), twice, [-1] * 4)
-    assert (got.captions, got.pictures.tolist()) == (["caption 2"], [2])
-    assert got.lost == {"picture not in the shards": 1}
+def test_a_name_of_two_pictures_finds_neither_but_copies_are_one_picture(
+    trained: Trained, tmp_path: Path
+) -> None:
+    red, blue = (encoded(square(colour, "left", "white")) for colour in ("red", "blue"))
+    made = [("a/1", red), ("b/1", blue), ("a/2", red), ("b/2", red), ("3", blue)]
+    write_tar(tmp_path / "0.tar", [{f"{key}.jpg": picture} for key, picture in made])
+    path = tmp_path / "captions.csv"
+    path.write_text("file,caption\n1.jpg,one\n1.jpg,other\n2.jpg,two\n3.jpg,three\n4.jpg,four\n")
+    scores = evaluate_retrieval(Embedder(trained.run), tmp_path, captions=path, threads=1)
+    assert (scores.n_images, scores.n_texts, scores.found_by) == (2, 2, "key")
+    assert scores.lost_captions == {
+        "several pictures have that name": 2, "picture not in the shards": 1,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,13 @@ class Feed:
 
     def pixels(self, rows: NDArray[np.int64]) -> Tensor:
         """Pixel values as the model wants them: (rows, 3, height, width) fp32, channels last."""
-        picked = torch.from_numpy(np.take(self.images, rows, axis=0)).to(self.device)
+        return self.to_floats(torch.from_numpy(np.take(self.images, rows, axis=0)).to(self.device))
+
+    def to_floats(self, pixels: Tensor) -> Tensor:
+        """Rescale (rows, height, width, 3) bytes on the device to what ``pixels`` gives."""
         scale = torch.tensor(self.preprocess.scale, device=self.device).view(1, 3, 1, 1)
         offset = torch.tensor(self.preprocess.offset, device=self.device).view(1, 3, 1, 1)
-        return torch.addcmul(offset, picked.permute(0, 3, 1, 2).float(), scale)
+        return torch.addcmul(offset, pixels.permute(0, 3, 1, 2).float(), scale)
 
     def texts(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Token ids and their mask, both (rows, the longest text of these rows)."""

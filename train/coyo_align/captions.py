@@ -13,16 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from coyo_align.errors import AlignError
-from coyo_align.labels import label_text
-
-Ints = NDArray[np.int64]
+from coyo_align.labels import Ints, label_text
 
 FIELDS = ("key", "id", "file", "filename", "url")
 """What has to be known of the samples to find their pictures."""
@@ -53,19 +49,13 @@ class CaptionsFile:
 
 @dataclass(frozen=True)
 class Found:
-    """Captions joined with pictures.
+    """The samples that have each picture's name, and which way they were found.
 
-    Attributes:
-        pictures: (captions,) the group of equal pictures that each caption describes.
-        captions: their texts.
-        by: which way pictures were found: file, file name, key or id.
-        lost: captions without a picture, by reason.
+    ``by`` is file, file name, key or id.
     """
 
-    pictures: Ints
-    captions: list[str]
+    rows: dict[Picture, list[int]]
     by: str
-    lost: dict[str, int]
 
 
 def read_captions(path: Path, split: str | None = None) -> CaptionsFile:
@@ -112,23 +102,20 @@ def read_captions(path: Path, split: str | None = None) -> CaptionsFile:
     return CaptionsFile(dict(captions), dict(skipped))
 
 
-def find_pictures(
-    file: CaptionsFile, fields: Mapping[str, Sequence[Any]], ids: Ints, picture_of: Ints
-) -> Found:
-    """Join captions with the pictures of the shards.
+def find_pictures(file: CaptionsFile, fields: Mapping[str, Sequence[Any]], ids: Ints) -> Found:
+    """Find the pictures of captions among the samples of the shards.
 
     Args:
         file: the captions.
         fields: ``FIELDS`` of each sample.
         ids: of each sample, -1 where it has none.
-        picture_of: the group of equal pictures each sample belongs to.
 
     Raises:
         AlignError: no picture of the file is in the shards.
     """
     files = [
         [str(fields[name][row]) for name in ("file", "filename", "url") if fields[name][row]]
-        for row in range(len(picture_of))
+        for row in range(len(ids))
     ]
     keys = [str(key) for key in fields["key"]]
     numbers = [label_text(number) for number in fields["id"]]
@@ -137,53 +124,40 @@ def find_pictures(
     # it may be COCO's, and a key that is a running number would be taken for it.
     if not any(picture.file or picture.key for picture in wanted):
         numbers = [None if id_ < 0 else str(id_) for id_ in ids.tolist()]
-    ways: list[tuple[str, Callable[[Picture], str | None], Iterable[Sequence[str | None]]]] = [
+    ways: list[tuple[str, Callable[[Picture], str | None], Iterable[Iterable[str | None]]]] = [
         ("file", lambda picture: picture.file, files),
-        (
-            "file name",
-            lambda picture: _base(picture.file),
-            ([_base(f) for f in fs] for fs in files),
-        ),
+        ("file name", lambda picture: _base(picture.file), (map(_base, some) for some in files)),
         ("key", lambda picture: picture.key or _stem(picture.file), ([k, _base(k)] for k in keys)),
         ("id", lambda picture: picture.id, ([number] for number in numbers)),
     ]
-    best: dict[Picture, int] = {}
-    by = ""
+    best = Found({}, "")
     for way, name_of, names in ways:
-        found = _match([name_of(picture) for picture in wanted], names, picture_of)
-        matched = {wanted[place]: group for place, group in found.items()}
-        if len(matched) > len(best):
-            best, by = matched, way
-    if not best:
+        rows = _match([name_of(picture) for picture in wanted], names)
+        if len(rows) > len(best.rows):
+            best = Found({wanted[place]: samples for place, samples in rows.items()}, way)
+    if not best.rows:
         raise AlignError(
             f"None of the {len(wanted):,} pictures that the captions are of is in the shards. The "
             f"captions name them like {_shown(wanted[0])}; the shards' first sample has the key "
             f"{keys[0]!r} and the file {(files[0] or ['none'])[0]!r}."
         )
-    lost = sum(len(texts) for picture, texts in file.captions.items() if picture not in best)
-    pairs = [(group, text) for picture, group in best.items() for text in file.captions[picture]]
-    return Found(
-        pictures=np.asarray([group for group, _ in pairs], dtype=np.int64),
-        captions=[text for _, text in pairs],
-        by=by,
-        lost=file.skipped | ({"picture not in the shards": lost} if lost else {}),
-    )
+    return best
 
 
 def _match(
-    wanted: Sequence[str | None], names: Iterable[Sequence[str | None]], picture_of: Ints
-) -> dict[int, int]:
-    """The picture of each place in ``wanted``; a name that two pictures have finds neither."""
-    groups: defaultdict[str, set[int]] = defaultdict(set)
-    for group, of_sample in zip(picture_of.tolist(), names, strict=True):
-        for name in of_sample:
+    wanted: Sequence[str | None], names: Iterable[Iterable[str | None]]
+) -> dict[int, list[int]]:
+    """The samples of each place in ``wanted`` whose name no other place has."""
+    rows: defaultdict[str, list[int]] = defaultdict(list)
+    for row, of_sample in enumerate(names):
+        for name in set(of_sample):
             if name:
-                groups[name].add(group)
+                rows[name].append(row)
     asked = Counter(wanted)
     return {
-        place: next(iter(groups[name]))
+        place: rows[name]
         for place, name in enumerate(wanted)
-        if name and asked[name] == 1 and len(groups.get(name, ())) == 1
+        if name and asked[name] == 1 and name in rows
     }
 
 

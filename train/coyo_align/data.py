@@ -8,7 +8,7 @@ pixels by the million would need.
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -147,6 +147,14 @@ def _nothing_left(shards: Path, ids: Path | None, skipped: dict[str, int], missi
         reasons.append(f"{missing} ids of {ids} that are not in the shards")
     seen = ", ".join(reasons) if reasons else "the tars are empty"
     return f"No usable pair in {shards}: {seen}. Each sample needs a .jpg and a non-empty .txt."
+
+
+def stream(
+    pairs: Pairs, batches: Iterable[tuple[NDArray[np.int64], None]]
+) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
+    """Yield the rows of each batch and their pictures, (rows, height, width, 3) bytes."""
+    for rows, _ in batches:
+        yield rows, np.take(pairs.images, rows, axis=0)
 
 
 def read_ids(source: Path) -> set[int]:

@@ -15,25 +15,22 @@ comparing two models.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coyo_align.bootstrap import Interval, class_mean, interval, share_interval
-from coyo_align.captions import FIELDS, find_pictures, read_captions
+from coyo_align.captions import FIELDS, CaptionsFile, Found, find_pictures, read_captions
 from coyo_align.data import OnLoad, Pairs, load_pairs
-from coyo_align.embed import Embedder
+from coyo_align.embed import Embedder, Seen, number_alike
 from coyo_align.errors import AlignError
 from coyo_align.labels import CLS, label_text, read_labels, resolve_labels
 from coyo_align.nearest import K, chance_of_vote, neighbours, vote
 from coyo_align.retrieval import Ints, Scores, first_right_ranks, score
 from coyo_align.templates import DEFAULT_TEMPLATE, fill
-
-_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -124,38 +121,64 @@ def evaluate_retrieval(
         need_caption=file is None,
         on_load=on_load,
     )
-    picture_of, rows = equal_pictures(pairs)
     if file is None:
-        texts, found_by, lost = pairs.captions, None, None
+        found_by, lost = None, None
+        rows = np.arange(len(pairs))
+        embedder.expect(len(rows) + len(set(pairs.captions)))
+        seen = embedder.pictures(pairs, rows)
+        texts = [pairs.captions[row] for row in seen.rows]
+        picture_of = seen.picture_of
         skipped = pairs.skipped
     else:
-        found = find_pictures(file, pairs.fields, pairs.ids, picture_of)
-        texts, found_by, lost = found.captions, found.by, found.lost
-        without = int((~np.isin(picture_of, found.pictures)).sum())
+        found = find_pictures(file, pairs.fields, pairs.ids)
+        rows = np.unique(np.concatenate(list(found.rows.values())))
+        embedder.expect(len(rows) + len({text for some in file.captions.values() for text in some}))
+        seen = embedder.pictures(pairs, rows)
+        picture_of, texts, lost = _join(file, found, seen)
+        found_by = found.by
+        without = len(pairs) - len(rows)
         skipped = pairs.skipped | ({"no caption in the file": without} if without else {})
-        used, picture_of = np.unique(found.pictures, return_inverse=True)
-        rows = rows[used]
-    if len(rows) < 2:
+    used, picture_of = np.unique(picture_of, return_inverse=True)
+    if len(used) < 2:
         raise AlignError(
-            f"{shards} has only {len(rows)} usable picture with captions, copies not counted: "
+            f"{shards} has only {len(used)} usable picture with captions, copies not counted: "
             "retrieval needs at least 2 to choose from."
         )
-    text_of, first_texts = _groups(texts)
-    embedder.expect(len(rows) + len(first_texts))
-    images = embedder.pictures(pairs, rows)
+    images = seen.embeddings[seen.first[used]]
+    text_of, first_texts = number_alike(texts)
     sentences = embedder.texts(pairs, [texts[row] for row in first_texts])
     right = np.unique(np.stack([picture_of, text_of], axis=1), axis=0)
     captions_of = np.bincount(text_of)  # equal captions are embedded once, and asked each time
     return RetrievalScores(
         image_to_text=score(images, sentences, right, candidate_counts=captions_of),
         text_to_image=score(sentences, images, right[:, ::-1], text_of, picture_of),
-        n_images=len(rows),
+        n_images=len(used),
         n_texts=len(texts),
         skipped=skipped,
         missing_ids=pairs.missing_ids,
         found_by=found_by,
         lost_captions=lost,
     )
+
+
+def _join(file: CaptionsFile, found: Found, seen: Seen) -> tuple[Ints, list[str], dict[str, int]]:
+    """The picture of each caption, the captions, and why others have none."""
+    number = dict(zip(seen.rows.tolist(), seen.picture_of.tolist(), strict=True))
+    lost = Counter(file.skipped)
+    picture_of: list[int] = []
+    texts: list[str] = []
+    for picture, captions in file.captions.items():
+        rows = found.rows.get(picture, ())
+        pictures = {number[row] for row in rows if row in number}
+        if len(pictures) == 1:
+            picture_of += [*pictures] * len(captions)
+            texts += captions
+        elif pictures:
+            lost["several pictures have that name"] += len(captions)
+        else:
+            why = "picture does not decode" if rows else "picture not in the shards"
+            lost[why] += len(captions)
+    return np.asarray(picture_of, dtype=np.int64), texts, dict(lost)
 
 
 def evaluate_classification(
@@ -187,14 +210,14 @@ def evaluate_classification(
     names = read_labels(labels)
     prompts = [text for name in names for text in fill(templates, name)]
     pairs = _labelled(embedder, shards, ids, label_field, threads, on_load)
-    rows, classes, skipped = _use_labels(pairs, names, label_field, shards)
-    embedder.expect(len(rows) + len(prompts))
+    asked = _use_labels(pairs, names, label_field, shards)
+    embedder.expect(len(asked.rows) + len(prompts))
     texts = embedder.texts(pairs, prompts).reshape(len(names), len(templates), -1).mean(axis=1)
     texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-6)
-    images = embedder.pictures(pairs, rows)
-    right = np.stack([np.arange(len(rows)), classes], axis=1)
-    ranks = first_right_ranks(images, texts, right, np.ones(len(names), np.int64))
-    clusters = equal_pictures(pairs)[0][rows]
+    images, classes = _see(embedder, pairs, asked)
+    clusters = images.picture_of
+    right = np.stack([np.arange(len(classes)), classes], axis=1)
+    ranks = first_right_ranks(images.embeddings, texts, right, np.ones(len(names), np.int64))
     figures = {}
     for k in (1, 5):
         chance = min(1.0, k / len(names))
@@ -203,10 +226,10 @@ def evaluate_classification(
     figures["mean per class"] = _over_classes(ranks <= 1, classes, clusters, 1 / len(names))
     return ClassScores(
         figures=figures,
-        n_images=len(rows),
+        n_images=len(classes),
         classes=len(names),
         classes_without_images=len(names) - len(np.unique(classes)),
-        skipped=skipped,
+        skipped=_skipped(pairs, asked),
         missing_ids=pairs.missing_ids,
     )
 
@@ -241,19 +264,20 @@ def evaluate_knn(
     known = _labelled(embedder, gallery, None, label_field, threads, on_load)
     if names is None:
         names = sorted({text for value in known.fields[label_field] if (text := label_text(value))})
-    there, voters, gallery_skipped = _use_labels(known, names, label_field, gallery)
+    there = _use_labels(known, names, label_field, gallery)
     pairs = _labelled(embedder, shards, ids, label_field, threads, on_load)
-    rows, classes, skipped = _use_labels(pairs, names, label_field, shards)
-    embedder.expect(len(there) + len(rows))
-    candidates, queries = embedder.pictures(known, there), embedder.pictures(pairs, rows)
-    clusters = equal_pictures(pairs)[0][rows]
-    found, cosines = neighbours(queries, classes, candidates, voters)
+    asked = _use_labels(pairs, names, label_field, shards)
+    embedder.expect(len(there.rows) + len(asked.rows))
+    candidates, voters = _see(embedder, known, there)
+    images, classes = _see(embedder, pairs, asked)
+    clusters = images.picture_of
+    found, cosines = neighbours(images.embeddings, classes, candidates.embeddings, voters)
     shares = np.bincount(voters, minlength=len(names)) / len(voters)
     nearest = voters[found[:, 0]] == classes
     votes = vote(classes, voters[found], cosines)
     chance, chance_per_class = chance_of_vote(classes, voters, found, cosines)
-    asked = np.unique(classes)
-    seen = set(_digests(known, there))
+    present = np.unique(classes)
+    in_gallery = set(candidates.digests)
     return ClassScores(
         figures={
             "1-NN": Figure(
@@ -262,47 +286,32 @@ def evaluate_knn(
                 float(shares[classes].mean()),
             ),
             "1-NN mean per class": _over_classes(
-                nearest, classes, clusters, float(shares[asked].mean())
+                nearest, classes, clusters, float(shares[present].mean())
             ),
             f"{K}-NN": Figure(float(votes.mean()), share_interval(votes, clusters), chance),
             f"{K}-NN mean per class": _over_classes(votes, classes, clusters, chance_per_class),
         },
-        n_images=len(rows),
+        n_images=len(classes),
         classes=len(names),
-        classes_without_images=len(names) - len(asked),
-        skipped=skipped,
+        classes_without_images=len(names) - len(present),
+        skipped=_skipped(pairs, asked),
         missing_ids=pairs.missing_ids,
         gallery=Gallery(
-            n_images=len(there),
-            shared=sum(digest in seen for digest in _digests(pairs, rows)),
-            missing_classes=int((shares[asked] == 0).sum()),
-            skipped=gallery_skipped,
+            n_images=len(voters),
+            shared=sum(digest in in_gallery for digest in images.digests),
+            missing_classes=int((shares[present] == 0).sum()),
+            skipped=_skipped(known, there),
         ),
     )
 
 
-def equal_pictures(pairs: Pairs) -> tuple[Ints, Ints]:
-    """Number pictures with equal pixels alike: of each row, and the first row of each picture."""
-    return _groups(_digests(pairs, np.arange(len(pairs))))
+@dataclass(frozen=True)
+class _Labelled:
+    """Rows that have a class, their classes, and why others have none."""
 
-
-def _digests(pairs: Pairs, rows: Ints) -> Iterable[bytes]:
-    for start in range(0, len(rows), _BLOCK):
-        for pixels in np.take(pairs.images, rows[start : start + _BLOCK], axis=0):
-            yield sha256(pixels).digest()
-
-
-def _groups(keys: Iterable[Hashable]) -> tuple[Ints, Ints]:
-    """Number equal keys alike: the group of each row, and the first row of each group."""
-    groups: dict[Hashable, int] = {}
-    group_of = []
-    first = []
-    for row, key in enumerate(keys):
-        if key not in groups:
-            groups[key] = len(groups)
-            first.append(row)
-        group_of.append(groups[key])
-    return np.asarray(group_of, dtype=np.int64), np.asarray(first, dtype=np.int64)
+    rows: Ints
+    classes: Ints
+    lost: dict[str, int]
 
 
 def _labelled(
@@ -324,10 +333,7 @@ def _labelled(
     )
 
 
-def _use_labels(
-    pairs: Pairs, names: Sequence[str], label_field: str, shards: Path
-) -> tuple[Ints, Ints, dict[str, int]]:
-    """The rows with a class, their classes, and all that was skipped."""
+def _use_labels(pairs: Pairs, names: Sequence[str], label_field: str, shards: Path) -> _Labelled:
     values = pairs.fields[label_field]
     classes, lost = resolve_labels(values, names)
     rows = np.flatnonzero(classes >= 0)
@@ -339,7 +345,17 @@ def _use_labels(
             f"No sample in {shards} has one of the {len(names):,} classes ({shown}) as its label: "
             + (f"none has {where}." if seen is None else f"the first has {seen!r} as {where}.")
         )
-    return rows, classes[rows], dict(Counter(pairs.skipped) + Counter(lost))
+    return _Labelled(rows, classes[rows], lost)
+
+
+def _see(embedder: Embedder, pairs: Pairs, labelled: _Labelled) -> tuple[Seen, Ints]:
+    """Embed the rows that have a class; those that decode, and their classes."""
+    seen = embedder.pictures(pairs, labelled.rows)
+    return seen, labelled.classes[np.searchsorted(labelled.rows, seen.rows)]
+
+
+def _skipped(pairs: Pairs, labelled: _Labelled) -> dict[str, int]:
+    return dict(Counter(pairs.skipped) + Counter(labelled.lost))
 
 
 def _over_classes(hits: NDArray[np.bool_], classes: Ints, clusters: Ints, chance: float) -> Figure:
