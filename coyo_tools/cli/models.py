@@ -1,4 +1,4 @@
-"""Commands on models: train, evaluate."""
+"""The command that trains: train."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from coyo_tools.cli.output import (
+    SHARDS_HELP,
     Json,
     Output,
     Overwrite,
+    Subset,
     Threads,
     examples,
     print_json,
@@ -17,11 +19,6 @@ from coyo_tools.cli.output import (
     progress_bar,
     say,
 )
-
-SHARDS_HELP = "Directory of shards, from `coyo download` or `coyo index`."
-Subset = Annotated[
-    str | None, typer.Option(help="Use only samples whose id is in this subset or parquet file.")
-]
 
 
 def train_command(
@@ -99,40 +96,6 @@ def train_command(
     say(f"{result.seconds:.0f} s on {result.device} -> {output}")
 
 
-def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="A run, or any ALIGN directory.")],
-    data: Annotated[Path, typer.Option(help=SHARDS_HELP)],
-    subset: Subset = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also keep the scores in this directory.")
-    ] = None,
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Measure retrieval both ways: recall@1/5/10 and the median rank, with chance beside them."""
-    from coyo_tools.training import evaluate_run, score_rows
-
-    scores = evaluate_run(
-        run, data, subset=subset, output=output, overwrite=overwrite, threads=threads
-    )
-    if as_json:
-        print_json(asdict(scores))
-        return
-    print_table(
-        ["retrieval", "R@1", "R@5", "R@10", "median rank"],
-        [
-            [row.name, *(f"{recall:.1%}" for recall in row.recalls), row.median_rank]
-            for row in score_rows(scores)
-        ],
-    )
-    for reason, count in scores.skipped.items():
-        say(f"note: {count:,} samples left out: {reason}.")
-    if scores.missing_ids:
-        say(f"note: {scores.missing_ids:,} ids of the subset have no picture in {data}.")
-    say(f"{scores.n_images:,} pictures, {scores.n_texts:,} captions")
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command(
@@ -142,10 +105,3 @@ def register(app: typer.Typer) -> None:
             "coyo train shards -o run-clean --subset clean --samples 200000 --seed 1",
         ),
     )(train_command)
-    app.command(
-        "evaluate",
-        epilog=examples(
-            "coyo evaluate run --data heldout/shards",
-            "coyo evaluate run --data mine/shards --subset heldout --json",
-        ),
-    )(evaluate_command)

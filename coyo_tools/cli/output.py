@@ -18,6 +18,8 @@ SOURCE_HELP = (
     "s3://, https:// or hf://datasets/."
 )
 
+SHARDS_HELP = "Directory of shards, from `coyo download` or `coyo index`."
+
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
 ]
@@ -25,6 +27,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Memory = Annotated[
     str | None, typer.Option(help="DuckDB's memory limit, like 2GB; it spills to disk beyond.")
+]
+Subset = Annotated[
+    str | None, typer.Option(help="Use only samples whose id is in this subset or parquet file.")
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads; default all cores.", min=1)]
 
@@ -43,6 +48,12 @@ def limit_threads(threads: int | None) -> None:
     """Hold Polars, which reads this once, to the threads that were asked for."""
     if threads is not None:
         os.environ.setdefault(_POLARS_THREADS, str(threads))
+
+
+def interval_text(ends: Sequence[float]) -> str:
+    """Return the ends of an interval of shares, in percent without the sign."""
+    low, high = ends
+    return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
 def say(message: str) -> None:

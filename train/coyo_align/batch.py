@@ -129,6 +129,7 @@ class BatchPlan:
         with_images: whether pictures are needed.
         with_texts: whether captions are.
         workers: decoding processes.
+        usable: the rows of the pairs that are used, None for all.
     """
 
     seed: int
@@ -143,6 +144,7 @@ class BatchPlan:
     with_images: bool = True
     with_texts: bool = True
     workers: int | None = None
+    usable: Rows | None = None
 
 
 def training_batches(pairs: Pairs, feed: Feed, plan: BatchPlan, step: int) -> Generator[Batch]:
@@ -152,10 +154,11 @@ def training_batches(pairs: Pairs, feed: Feed, plan: BatchPlan, step: int) -> Ge
 
 def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generator[Batch]:
     lengths = feed.tokens.lengths
+    usable = np.arange(len(pairs)) if plan.usable is None else plan.usable
 
     def by_length() -> Iterator[tuple[Rows, Rows]]:
-        for rows, spare in order_of(len(pairs), plan.batch_size, plan.seed, first):
-            own = rows[plan.share]
+        for rows, spare in order_of(len(usable), plan.batch_size, plan.seed, first):
+            own, spare = usable[rows[plan.share]], usable[spare]
             yield own[np.argsort(lengths[own], kind="stable")], spare
 
     pictured: Generator[tuple[Rows, Pixels]] | Generator[tuple[Rows, None]]
@@ -163,11 +166,11 @@ def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generato
         pictured = stream(pairs, by_length(), workers=plan.workers)
     else:
         pictured = ((rows, None) for rows, _ in by_length())
-    orders = order_of(len(pairs), plan.batch_size, plan.seed, first)
+    orders = order_of(len(usable), plan.batch_size, plan.seed, first)
     try:
         for step, (rows, pixels) in enumerate(pictured, first):
             # Slots of the whole batch, brought into the same order as the rows.
-            slots = np.argsort(lengths[next(orders)[0][plan.share]], kind="stable")
+            slots = np.argsort(lengths[usable[next(orders)[0][plan.share]]], kind="stable")
             windows, masks = _chance(plan, step, slots)
             known = None if pixels is None else torch.from_numpy(pixels)
             parts = []

@@ -26,6 +26,7 @@ from coyo_align.batch import (
     Feed,
     Part,
     augmented,
+    cut,
     rows_for_norms,
     training_batches,
 )
@@ -49,7 +50,7 @@ from coyo_align.distributed import (
     mean_of_all,
     share_of_batch,
 )
-from coyo_align.embed import embed_images, embed_texts
+from coyo_align.embed import embed_texts
 from coyo_align.errors import AlignError
 from coyo_align.loss import contrastive_loss, sigmoid_loss
 from coyo_align.metrics import MetricsLog
@@ -66,6 +67,7 @@ the whole run, and the mean loss since the last call."""
 
 _NORM_BATCHES = 16
 """For the last BatchNorm statistics; ten are enough for the average to settle."""
+_EMBED_ROWS = 256
 _CHECKPOINT_SECONDS = 600.0
 _WEIGHTS, _DROPOUT = 101, 102
 """Streams of random numbers besides those of ``batch``."""
@@ -127,7 +129,8 @@ def finetune(
         checkpoint, pairs, feed = prepare(config, device, on_load)
         model = make_model(config, checkpoint, world, device)
         plan = plan_batches(config, checkpoint, share, device)
-        towers = _towers(config, model, feed, plan, world)
+        towers = _towers(config, model, pairs, feed, plan, world)
+        plan = _without_bad_pictures(plan, towers)
         load_seconds = time.perf_counter() - started
 
         optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
@@ -296,15 +299,15 @@ def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
 
 
 def _towers(
-    config: TrainConfig, model: Align, feed: Feed, plan: BatchPlan, world: World
+    config: TrainConfig, model: Align, pairs: Pairs, feed: Feed, plan: BatchPlan, world: World
 ) -> _Towers:
     """The model made ready to be called; embeds what a frozen tower will always give."""
     on_gpu = feed.device.type == "cuda"
-    rows = np.arange(len(feed.tokens))
-    known = [
-        None if needed else torch.from_numpy(embed(model, feed, rows, 256, lambda _: None))
-        for needed, embed in ((plan.with_images, embed_images), (plan.with_texts, embed_texts))
-    ]
+    images = None if plan.with_images else _embed_pictures(model, pairs, feed, plan)
+    texts = None
+    if not plan.with_texts:
+        rows = np.arange(len(pairs))
+        texts = torch.from_numpy(embed_texts(model, feed, rows, _EMBED_ROWS, lambda _: None))
     model.train()
     if config.checkpoint_activations:
         model.checkpoint_activations()
@@ -316,8 +319,33 @@ def _towers(
             model, [feed.device.index] if on_gpu else None, broadcast_buffers=False
         )
     bf16 = on_gpu if config.precision is None else config.precision == "bf16"
-    images, texts = (None if rows is None else rows.to(feed.device) for rows in known)
+    images, texts = (None if known is None else known.to(feed.device) for known in (images, texts))
     return _Towers(call, feed, world, plan.share, bf16, images, texts)
+
+
+def _without_bad_pictures(plan: BatchPlan, towers: _Towers) -> BatchPlan:
+    """Leave out the pictures that turned out bad when all were embedded."""
+    if towers.images is None:
+        return plan
+    good = np.flatnonzero(towers.images[:, 0].isfinite().cpu().numpy())
+    if len(good) < plan.batch_size:
+        raise AlignError(
+            f"Only {len(good)} pictures decode to something finite, fewer than a batch of "
+            f"{plan.batch_size}. Choose a smaller batch size."
+        )
+    return replace(plan, usable=good)
+
+
+def _embed_pictures(model: Align, pairs: Pairs, feed: Feed, plan: BatchPlan) -> Tensor:
+    """Embeddings of all pictures by row, on the CPU; NaN for those that don't decode."""
+    known = torch.full((len(pairs), model.hf.projection_dim), math.nan)
+    batches = ((rows, None) for rows in cut(np.arange(len(pairs)), _EMBED_ROWS))
+    model.eval()
+    with closing(stream(pairs, batches, workers=plan.workers)) as found, torch.no_grad():
+        for rows, pixels in found:
+            floats = feed.to_floats(torch.from_numpy(pixels).to(feed.device))
+            known[torch.from_numpy(rows)] = model.embed_images(floats).cpu()
+    return known
 
 
 def _norm_pixels(
