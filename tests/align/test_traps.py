@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coyo_align.config import SHAPES, CompactShape
+from coyo_align.config import SHAPES, Shape
 from coyo_align.images import image_processor, open_picture, preprocess_of
 from coyo_align.loss import contrastive_loss
-from coyo_align.model import Align, build_compact, reestimate_batchnorm, unit
+from coyo_align.model import Align, build, reestimate_batchnorm, unit
 from coyo_align.optim import build_optimizer
 from coyo_align.tokenizer import cut_at, encode, train_tokenizer
 from PIL import Image
@@ -32,7 +32,7 @@ from transformers import (
 
 from align.making import encoded, square
 
-SHAPE: CompactShape = SHAPES["compact"]
+SHAPE: Shape = SHAPES["compact"]
 TEXT = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -44,7 +44,7 @@ TEXT = {
 
 def compact(seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return build_compact(SHAPE, 32, 50, pad_id=0)
+    return build(SHAPE, 32, 50, pad_id=0)
 
 
 def plain(projection_dim: int = 320) -> Any:
@@ -264,7 +264,7 @@ def test_trap_12_projection_dim_must_be_the_last_stage() -> None:
     with pytest.raises(RuntimeError), torch.no_grad():
         plain(projection_dim=640).eval()(input_ids=ids, pixel_values=pixels)
     hf = compact()
-    assert hf.config.projection_dim == SHAPE.stages[-1][0]
+    assert hf.config.projection_dim == SHAPE.stages[-1][0] * SHAPE.width
     with torch.no_grad():
         width = hf.eval().get_image_features(batch()[0]).pooler_output.shape[1]
     assert width == hf.config.projection_dim
@@ -298,7 +298,7 @@ def test_trap_14_the_processor_neither_cuts_nor_converts() -> None:
     made = ours(text=[LONG, "a blue square"], images=[grey, grey], return_tensors="pt")
     assert made["input_ids"].shape == (2, 64)
     assert made["pixel_values"].shape == (2, 3, 32, 32)
-    assert [len(row) for row in encode(tokenizer, [LONG, "a blue square"])] == [64, 5]
+    assert encode(tokenizer, [LONG, "a blue square"]).lengths.tolist() == [64, 5]
 
 
 def test_trap_14_the_range_is_that_of_align_base() -> None:

@@ -24,6 +24,7 @@ from coyo_align.errors import AlignError
 from coyo_align.images import BadPictureError, Pixels, Preprocess, open_picture
 from coyo_align.shards import CutShortError, Sample, read_samples, tar_paths
 
+Pictures = Pixels
 OnLoad = Callable[[int, float], None]
 """Called with the pairs decoded so far and the share of the tars' bytes read, 0 to 1."""
 
@@ -57,6 +58,9 @@ def load_pairs(
     shards: Path,
     preprocess: Preprocess,
     ids: Path | None = None,
+    *,
+    cache=None,
+    workers=None,
     threads: int | None = None,
     on_load: OnLoad | None = None,
 ) -> Pairs:
@@ -137,6 +141,11 @@ def _nothing_left(shards: Path, ids: Path | None, skipped: dict[str, int], missi
         reasons.append(f"{missing} ids of {ids} that are not in the shards")
     seen = ", ".join(reasons) if reasons else "the tars are empty"
     return f"No usable pair in {shards}: {seen}. Each sample needs a .jpg and a non-empty .txt."
+
+
+def stream(pairs, batches, workers=None):
+    for rows, _ in batches:
+        yield rows, np.take(pairs.images, rows, axis=0)
 
 
 def read_ids(source: Path) -> set[int]:

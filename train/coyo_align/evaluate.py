@@ -77,7 +77,7 @@ def evaluate_retrieval(
     place = pick_device(device)
     checkpoint = load_checkpoint(run)
     preprocess = preprocess_of(checkpoint.image_processor)
-    pairs = load_pairs(shards, preprocess, ids, threads, on_load)
+    pairs = load_pairs(shards, preprocess, ids, threads=threads, on_load=on_load)
     if len(pairs) < 2:
         raise AlignError(
             f"Only {len(pairs)} usable pair in {shards}: retrieval needs at least 2 to choose from."
