@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
-from coyo_align.config import Tower
+from coyo_align.config import Precision
 from coyo_align.loss import contrastive_loss
 from coyo_align.model import Align
 
-Precision = Literal["bf16", "fp32"]
+Tower = Literal["image", "text"]
 
 _RESERVE = 0.1
 """Share of the free memory that ``batch_that_fits`` leaves to workspaces and fragmentation."""
@@ -66,7 +66,7 @@ class Estimate:
         moved_bytes: per sample, read and written by the operations that can't be folded into
             others: convolutions, products, normalisations, sums. The least a step can move as long
             as these are kernels of their own.
-        moved_bytes_eager: per sample, where every operation reads its inputs and writes its outputs.
+        moved_bytes_eager: per sample, where every operation reads its inputs and writes its result.
         moved_bytes_step: by clipping and AdamW, once a step.
     """
 
@@ -129,10 +129,10 @@ def estimate(
     them. The model is neither changed nor copied.
 
     Args:
-        model: with what is frozen frozen, on any device, before it is compiled.
+        model: with what is frozen frozen, on any device, compiled or not: it is the same here.
         image_size: side, or height and width, in pixels.
         text_length: tokens, padding included.
-        batch_size: samples in a step.
+        batch_size: samples that go through the towers at once.
         precision: of the towers under autocast; weights and their gradients are fp32.
         ema: whether averaged weights are kept.
         cached: frozen towers whose embeddings are read rather than computed.
@@ -142,16 +142,17 @@ def estimate(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if device is None or (device.type == "cuda" and not torch.cuda.is_available()):
         device = torch.device("cpu")
-    half = max(1, batch_size // 2) if batch_size > 1 else 2
+    # In a small batch it is the gradients that decide when most is held.
+    second = batch_size // 2 if batch_size >= 64 else 4 * batch_size
     whole, other = (
         _play(model, size, text_length, n, precision, tuple(cached), device)
-        for n in (batch_size, half)
+        for n in (batch_size, second)
     )
     towers = _towers(model)
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     weights = sum(map(_bytes, [*model.parameters(), *model.buffers()]))
     kept = weights + 2 * trained + (weights if ema else 0)
-    slope = (whole.peak - other.peak) / (batch_size - half)
+    slope = (whole.peak - other.peak) / (batch_size - second)
     return Estimate(
         batch_size=batch_size,
         precision=precision,
@@ -223,7 +224,7 @@ def _play(
     cached: tuple[Tower, ...],
     device: torch.device,
 ) -> _Played:
-    with _faked(model, device) as fake, _Meter() as meter, _flop_counter() as flops:
+    with _faked(model, device) as fake, _Meter(fake) as meter:
         pixels = torch.empty(batch, 3, *size, device=device)
         pixels = pixels.to(memory_format=torch.channels_last)
         ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
@@ -234,11 +235,10 @@ def _play(
             images = ready if "image" in cached else fake.embed_images(pixels)
             texts = ready if "text" in cached else fake.embed_texts(ids, mask)
         loss = contrastive_loss(images, texts, fake.temperature)
-        forward, inputs = flops.get_total_flops(), sum(map(_bytes, (pixels, ids, mask, ready)))
+        forward, inputs = meter.flops, sum(map(_bytes, (pixels, ids, mask, ready)))
         activations = meter.live - inputs
         torch.autograd.backward(loss)
-        total = flops.get_total_flops()
-    return _Played(forward, total, activations, meter.peak, meter.moved, meter.moved_eager)
+    return _Played(forward, meter.flops, activations, meter.peak, meter.moved, meter.moved_eager)
 
 
 @contextmanager
@@ -247,9 +247,7 @@ def _faked(model: Align, device: torch.device) -> Iterator[Any]:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         stand_ins: dict[int, Any] = {}
         for real in [*model.parameters(), *model.buffers()]:
-            empty = torch.empty_strided(
-                real.size(), real.stride(), dtype=real.dtype, device=device
-            )
+            empty = torch.empty_strided(real.size(), real.stride(), dtype=real.dtype, device=device)
             stand_ins[id(real)] = (
                 nn.Parameter(empty, real.requires_grad) if isinstance(real, nn.Parameter) else empty
             )
@@ -258,22 +256,24 @@ def _faked(model: Align, device: torch.device) -> Iterator[Any]:
         yield fake.train()
 
 
-class _Meter(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, and those that operations read and write."""
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes that are alive, and what operations compute, read and write."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = self.moved = self.moved_eager = 0
-        self._seen: set[int] = set()
+    def __init__(self, model: nn.Module) -> None:
+        """Begin; the model's own tensors, and views of them, are not counted as alive."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = self.flops = self.moved = self.moved_eager = 0
+        own = [*model.parameters(), *model.buffers()]
+        self._seen = {tensor.untyped_storage()._cdata for tensor in own}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             self._born(tensor)
+        if (formula := _FLOPS.get(func.overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
         if not func.is_view and read:
             moved = sum(map(_bytes, read)) + sum(map(_bytes, made))
             self.moved_eager += moved
@@ -296,22 +296,21 @@ class _Meter(TorchDispatchMode):
         self.live -= size
 
 
-def _flop_counter() -> FlopCounterMode:
-    return FlopCounterMode(
-        display=False, custom_mapping={_aten.convolution_backward: _conv_backward_flops}
-    )
-
-
-def _conv_backward_flops(
-    grad_shape: Sequence[int], _x: Any, weight_shape: Sequence[int], *rest: Any, **_: Any
-) -> int:
+def _conv_backward_flops(grad: Tensor, _x: Tensor, weight: Tensor, *rest: Any, **_: Any) -> int:
     """As many as the forward pass for each of the two gradients that are asked for.
 
     torch's own formula forgets the groups: it counts a depthwise convolution's weight gradient
     as if every channel met every other.
     """
     asked = sum(map(bool, rest[-1][:2]))
-    return asked * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+    return asked * 2 * math.prod(grad.shape) * math.prod(weight.shape[1:])
+
+
+# The formulas of torch's FlopCounterMode without its bookkeeping by module, whose hooks keep alive
+# what a checkpointed block has done with.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    **flop_registry, _aten.convolution_backward: _conv_backward_flops,
+}  # fmt: skip
 
 
 def _towers(model: Align) -> dict[str, list[nn.Parameter]]:
