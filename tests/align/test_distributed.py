@@ -46,8 +46,8 @@ with joined(world, device):
     checkpoint, pairs, feed = prepare(config, device, None)
     model = make_model(config, checkpoint, world, device)
     plan = plan_batches(config, checkpoint, share_of_batch(config.batch_size, world), device)
-    towers = loop._towers(config, model, pairs, feed, plan, world)
-    loss = loop._backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
+    towers = loop.ready_towers(config, model, pairs, feed, plan, world)
+    loss = loop.backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
     found = {n: p.grad.contiguous() for n, p in model.named_parameters() if p.grad is not None}
     if world.leads:
         save_file(found | {"loss": loss}, config.output)

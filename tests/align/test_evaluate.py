@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coyo_align.config import CompactShape
+from coyo_align.config import Shape
 from coyo_align.embed import Embedder
 from coyo_align.errors import AlignError
 from coyo_align.evaluate import (
@@ -18,7 +18,7 @@ from coyo_align.evaluate import (
     evaluate_retrieval,
 )
 from coyo_align.images import image_processor
-from coyo_align.model import build_compact
+from coyo_align.model import build
 from coyo_align.templates import IMAGENET_TEMPLATES
 from coyo_align.tokenizer import train_tokenizer
 from numpy.typing import NDArray
@@ -57,17 +57,16 @@ def labelled(
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that transformers wrote by itself; random weights that tell pictures apart."""
     folder = tmp_path_factory.mktemp("plain")
-    shape = CompactShape(
-        image_size=48, stem_width=16,
-        stages=((16, 3, 2, 1, 1), (32, 3, 2, 2, 1)),
+    shape = Shape(
+        image_size=48, width=0.5, depth=1.0, drop_path=0.0,
+        stages=((32, 3, 2, 1, 1), (64, 3, 2, 2, 1)),
         vocabulary=200, text_width=32, text_layers=1, text_heads=2, text_inner=64,
-        text_dropout=0.1,
     )  # fmt: skip
     words = [f"a photo of {colour} on {ground}." for colour in COLOURS for ground in GROUNDS]
     tokenizer = train_tokenizer(words * 2, 200)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        hf = build_compact(shape, 48, len(tokenizer), tokenizer.pad_token_id)
+        hf = build(shape, 48, len(tokenizer), tokenizer.pad_token_id)
         for module in hf.modules():  # fresh statistics embed every picture as zeros
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None

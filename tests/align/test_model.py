@@ -169,8 +169,8 @@ def gradients(config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
     checkpoint, pairs, feed = prepare(config, CPU, None)
     model = make_model(config, checkpoint, World(), CPU)
     plan = plan_batches(config, checkpoint, slice(0, config.batch_size), CPU)
-    towers = loop._towers(config, model, pairs, feed, plan, World())
-    loss = loop._backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
+    towers = loop.ready_towers(config, model, pairs, feed, plan, World())
+    loss = loop.backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return loss.item(), found
 
@@ -213,7 +213,7 @@ def test_trap_07_shows_without_care(trained: Trained) -> None:
     checkpoint, pairs, feed = prepare(config, CPU, None)
     model = make_model(config, checkpoint, World(), CPU)
     plan = dataclasses.replace(plan_batches(config, checkpoint, slice(0, 32), CPU), parts=4)
-    towers = loop._towers(config, model, pairs, feed, plan, World())
+    towers = loop.ready_towers(config, model, pairs, feed, plan, World())
     for part in next(training_batches(pairs, feed, plan, 0)).parts:
         (towers.loss(config, *towers.embed(part)) / 4).backward()
     name = "hf.text_projection.weight"

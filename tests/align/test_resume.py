@@ -29,9 +29,10 @@ from coyo_align.finetune import finetune
 settings, stop = json.loads(sys.argv[1]), int(sys.argv[2])
 settings |= {name: Path(settings[name]) for name in ("shards", "output")}
 
-def progress(seen, total, loss):
-    print(seen // settings["batch_size"], flush=True)
-    if seen // settings["batch_size"] == stop:
+def progress(standing):
+    step = standing.samples_seen // settings["batch_size"]
+    print(step, flush=True)
+    if step == stop:
         time.sleep(60)
 
 finetune(TrainConfig(**settings), progress)

@@ -9,6 +9,7 @@ on with the same bits. The caller's random state is left alone. Left out: evalua
 import math
 import shutil
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -32,13 +33,15 @@ from coyo_align.batch import (
 )
 from coyo_align.card import write_card
 from coyo_align.checkpoint import save_checkpoint
-from coyo_align.config import TrainConfig, check
+from coyo_align.config import Precision, TrainConfig, check
 from coyo_align.data import OnLoad, Pairs
 from coyo_align.device import (
     device_name,
+    free_memory,
     own_randomness,
     peak_memory,
     pick_device,
+    ran_out_of_memory,
     seed_of,
     torch_threads,
 )
@@ -52,8 +55,9 @@ from coyo_align.distributed import (
 )
 from coyo_align.embed import embed_texts
 from coyo_align.errors import AlignError
+from coyo_align.estimate import estimate
 from coyo_align.loss import contrastive_loss, sigmoid_loss
-from coyo_align.metrics import MetricsLog
+from coyo_align.metrics import MetricsLog, Standing
 from coyo_align.model import Align, reestimate_batchnorm
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
 from coyo_align.pictures import Rows
@@ -61,9 +65,8 @@ from coyo_align.prepare import begin, digest_of, make_model, plan_batches, prepa
 from coyo_align.state import CHECKPOINTS, Training, restore_state, save_state
 from coyo_align.stream import stream
 
-OnProgress = Callable[[int, int, float], None]
-"""Called after every ``log_every`` steps and the last one with the samples seen, the samples of
-the whole run, and the mean loss since the last call."""
+OnProgress = Callable[[Standing], None]
+"""Called after every ``log_every`` steps and the last one."""
 
 _NORM_BATCHES = 16
 """For the last BatchNorm statistics; ten are enough for the average to settle."""
@@ -101,6 +104,8 @@ class TrainResult:
     device: str
     processes: int
     threads: int
+    leads: bool
+    """Whether this process wrote the run; the others of a ``torchrun`` only computed."""
 
 
 def finetune(
@@ -129,7 +134,7 @@ def finetune(
         checkpoint, pairs, feed = prepare(config, device, on_load)
         model = make_model(config, checkpoint, world, device)
         plan = plan_batches(config, checkpoint, share, device)
-        towers = _towers(config, model, pairs, feed, plan, world)
+        towers = ready_towers(config, model, pairs, feed, plan, world)
         plan = _without_bad_pictures(plan, towers)
         load_seconds = time.perf_counter() - started
 
@@ -149,7 +154,7 @@ def finetune(
         with (
             closing(batches),
             MetricsLog(config, first if world.leads else None) as log,
-            _saying_what_fits(config, model, feed, world),
+            _saying_what_fits(config, model, feed),
         ):
             started = kept = time.perf_counter()
             for step in range(first, steps):
@@ -165,7 +170,7 @@ def finetune(
 
                 torch.manual_seed(seed_of(config.seed, _DROPOUT, step, world.rank))
                 optimizer.zero_grad(set_to_none=True)
-                unread.append(_backward(config, towers, batch))
+                unread.append(backward(config, towers, batch))
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
                 optimizer.step()
                 model.clamp_temperature()
@@ -185,16 +190,17 @@ def finetune(
                     _check_losses(fresh, [*losses, *fresh], done, rate, model, norm.item())
                     losses.extend(fresh)
                 if log_now:
-                    log.write(
+                    standing = log.write(
                         done,
+                        steps,
                         loss=float(np.mean(losses)),
                         learning_rate=rate,
                         temperature=model.temperature.item(),
                         grad_norm=norm.item(),
                         waited=waited,
                     )
-                    if on_progress is not None:
-                        on_progress(done * config.batch_size, budget, float(np.mean(losses)))
+                    if on_progress is not None and world.leads:
+                        on_progress(standing)
                 if keep_now and done < steps:
                     save_state(config.output, training, done, same | {"losses": list(losses)})
                     kept = time.perf_counter()
@@ -225,6 +231,7 @@ def finetune(
                 device=device_name(device),
                 processes=world.size,
                 threads=torch.get_num_threads(),
+                leads=world.leads,
             )
             if world.leads:
                 model.to_hf()
@@ -236,7 +243,7 @@ def finetune(
 
 
 @dataclass(frozen=True)
-class _Towers:
+class Towers:
     """The model as it is called in a step, and what is known of a frozen tower beforehand."""
 
     call: Any
@@ -271,7 +278,7 @@ class _Towers:
         return contrastive_loss(images, texts, temperature, config.label_smoothing, everyone)
 
 
-def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
+def backward(config: TrainConfig, towers: Towers, batch: Batch) -> Tensor:
     """Gradients of one batch; returns its loss, over all processes.
 
     A batch in parts is embedded twice: first without gradients, for the loss of all its pairs and
@@ -298,9 +305,9 @@ def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
     return mean_of_all(loss.detach(), towers.world)
 
 
-def _towers(
+def ready_towers(
     config: TrainConfig, model: Align, pairs: Pairs, feed: Feed, plan: BatchPlan, world: World
-) -> _Towers:
+) -> Towers:
     """The model made ready to be called; embeds what a frozen tower will always give."""
     on_gpu = feed.device.type == "cuda"
     images = None if plan.with_images else _embed_pictures(model, pairs, feed, plan)
@@ -318,12 +325,11 @@ def _towers(
         call = DistributedDataParallel(
             model, [feed.device.index] if on_gpu else None, broadcast_buffers=False
         )
-    bf16 = on_gpu if config.precision is None else config.precision == "bf16"
     images, texts = (None if known is None else known.to(feed.device) for known in (images, texts))
-    return _Towers(call, feed, world, plan.share, bf16, images, texts)
+    return Towers(call, feed, world, plan.share, in_bf16(config, feed.device), images, texts)
 
 
-def _without_bad_pictures(plan: BatchPlan, towers: _Towers) -> BatchPlan:
+def _without_bad_pictures(plan: BatchPlan, towers: Towers) -> BatchPlan:
     """Leave out the pictures that turned out bad when all were embedded."""
     if towers.images is None:
         return plan
@@ -377,18 +383,31 @@ def _check_losses(
 
 
 @contextmanager
-def _saying_what_fits(
-    config: TrainConfig, model: Align, feed: Feed, world: World
-) -> Iterator[None]:
+def _saying_what_fits(config: TrainConfig, model: Align, feed: Feed) -> Iterator[None]:
     """Turn what torch says when memory runs out into a batch size that would do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "DefaultCPUAllocator" not in str(error):
-                raise
-        raise AlignError(out_of_memory(config, model, feed, world)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # which hold the activations of the step
+        precision: Precision = "bf16" if in_bf16(config, feed.device) else "fp32"
+        tokens = int(np.quantile(feed.tokens.lengths, 0.9))
+        size = feed.preprocess.height, feed.preprocess.width
+        cost = estimate(model, size, tokens, config.batch_size, precision, device=feed.device)
+        room = free_memory(feed.device)
+        fits = cost.batch_that_fits(room + cost.fixed_bytes) * find_world().size
+        advice = (
+            f"Try batch_size {fits}" if 2 <= fits < config.batch_size else "Try a smaller model"
+        )
+        raise AlignError(
+            f"Memory ran out with batches of {config.batch_size}: a sample takes about "
+            f"{cost.bytes_per_sample / 1e6:.1f} MB beside the {cost.fixed_bytes / 1e6:,.0f} MB of "
+            f"the model, and {room / 1e6:,.0f} MB are free for samples. {advice}, or "
+            "checkpoint_activations."
+        ) from error
 
 
-def out_of_memory(config: TrainConfig, model: Align, feed: Feed, world: World) -> str:
-    return "memory"
+def in_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the towers compute in bf16."""
+    return (config.precision or ("bf16" if device.type == "cuda" else "fp32")) == "bf16"

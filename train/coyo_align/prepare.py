@@ -5,7 +5,9 @@ begins with the same. Left out: the loop, which is ``finetune``.
 """
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
+from typing import Literal
 
 import numpy as np
 import torch
@@ -45,24 +47,37 @@ def prepare(
     config: TrainConfig, device: torch.device, on_load: OnLoad | None
 ) -> tuple[Checkpoint, Pairs, Feed]:
     """The model with its processor and tokenizer, the pairs, and both joined."""
-    if (shape := SHAPES.get(config.model)) is None:
+    shape = SHAPES.get(config.model)
+    if shape is None:
         checkpoint = load_checkpoint(config.model)
         pairs = _load(config, preprocess_of(checkpoint.image_processor), on_load)
     else:
-        side = config.image_size or shape.image_size
-        processor = image_processor(side)
+        processor = image_processor(config.image_size or shape.image_size)
         pairs = _load(config, preprocess_of(processor), on_load)
-        tokenizer = train_tokenizer(pairs.captions, shape.vocabulary)
-        hf = build(shape, side, len(tokenizer), tokenizer.pad_token_id)
-        checkpoint = Checkpoint(hf, processor, tokenizer)
-    feed = Feed(
+        checkpoint = load_or_build(config, pairs.captions)
+    return checkpoint, pairs, feed_of(checkpoint, pairs, device)
+
+
+def load_or_build(config: TrainConfig, captions: Sequence[str]) -> Checkpoint:
+    """The checkpoint that is fine-tuned, or an untrained one with a tokenizer of the captions."""
+    shape = SHAPES.get(config.model)
+    if shape is None:
+        return load_checkpoint(config.model)
+    side = config.image_size or shape.image_size
+    tokenizer = train_tokenizer(captions, shape.vocabulary)
+    hf = build(shape, side, len(tokenizer), tokenizer.pad_token_id)
+    return Checkpoint(hf, image_processor(side), tokenizer)
+
+
+def feed_of(checkpoint: Checkpoint, pairs: Pairs, device: torch.device) -> Feed:
+    """The pairs as the checkpoint's processor and tokenizer make them."""
+    return Feed(
         images=pairs.images,
         tokens=encode(checkpoint.tokenizer, pairs.captions),
         preprocess=preprocess_of(checkpoint.image_processor),
         pad_id=checkpoint.tokenizer.pad_token_id,
         device=device,
     )
-    return checkpoint, pairs, feed
 
 
 def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -> Pairs:
@@ -135,3 +150,11 @@ def digest_of(pairs: Pairs) -> str:
     for caption in pairs.captions:
         digest.update(caption.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
+
+
+def known_towers(plan: BatchPlan) -> tuple[Literal["image", "text"], ...]:
+    """The frozen towers whose embeddings are computed once."""
+    needed: dict[Literal["image", "text"], bool] = {
+        "image": plan.with_images, "text": plan.with_texts,
+    }  # fmt: skip
+    return tuple(tower for tower, asked in needed.items() if not asked)
