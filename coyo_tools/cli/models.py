@@ -29,12 +29,12 @@ _COMPUTE = "Computing"
 
 def train_command(
     shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
+    samples: Annotated[
+        int, typer.Option(help="Budget: image-text pairs seen, repeats counted.", min=1)
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for the run.")
     ] = None,
-    samples: Annotated[
-        int, typer.Option(help="Budget: image-text pairs seen, repeats counted.", min=1)
-    ] = 100_000,
     model: Annotated[
         str,
         typer.Option(
@@ -51,7 +51,7 @@ def train_command(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak; default 2e-3 from scratch, 1e-5 for a checkpoint.",
+            help="Peak; default 2e-3 from scratch, else 1e-5.",
             rich_help_panel=_LEARNING,
         ),
     ] = None,
@@ -83,7 +83,7 @@ def train_command(
     freeze: Annotated[
         list[str] | None,
         typer.Option(
-            help="image or text (a tower; its embeddings are computed once), batchnorm; repeatable.",
+            help="image or text (a tower, embedded only once), or batchnorm; repeatable.",
             rich_help_panel=_LEARNING,
         ),
     ] = None,
@@ -305,11 +305,13 @@ def _print_plan(plan: "DryRun", as_json: bool) -> None:
             ["pairs", f"{plan.pairs:,}, each seen {plan.epochs:.2f} times in {plan.steps:,} steps"],
             ["parameters", f"{total:,} ({towers})"],
             ["trained", f"{trained:,}"],
-            ["FLOPs a sample", f"{cost.step_flops / 1e9:.2f} G, forward {cost.forward_flops / 1e9:.2f} G"],
+            ["FLOPs a sample", f"{cost.step_flops / 1e9:.2f} G, of them forward "
+             f"{cost.forward_flops / 1e9:.2f} G"],
             ["memory", f"{cost.peak_bytes / 1e9:.2f} GB with batches of {cost.batch_size} in "
              f"{cost.precision}, {plan.free_bytes / 1e9:.1f} GB free on {plan.device}"],
             ["largest batch", f"about {plan.fitting_batch:,}"],
-            ["pace", f"{plan.samples_per_second:,.1f} samples/s, timed on batches of {plan.timed_batch}"],
+            ["pace", f"{plan.samples_per_second:,.1f} samples/s, timed on batches of "
+             f"{plan.timed_batch}"],
             ["expected", f"{plan.hours:.2f} hours without waiting for pictures"],
         ],
     )  # fmt: skip
