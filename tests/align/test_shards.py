@@ -209,6 +209,31 @@ def test_long_names_and_folders_are_read(tmp_path: Path) -> None:
     assert (pairs.ids.tolist(), pairs.fields["key"]) == ([5], [name])
 
 
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["1", "folder/1", "f" * 90 + "/" + "n" * 80, "ä/ö"])
+def test_every_kind_of_tar_is_read(tmp_path: Path, kind: int, name: str) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w", format=kind) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for extension, content in (("JPG", RED), ("txt", b"text")):
+            info = tarfile.TarInfo(f"{name}.{extension}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    pairs = load_pairs(tmp_path, SMALL, fields=("key",))
+    assert (pairs.captions, pairs.fields["key"], pairs.skipped) == (["text"], [name], {})
+
+
+def test_a_damaged_header_ends_the_tar(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", squares(1)[:3])
+    data = bytearray(path.read_bytes())
+    second = data.index(b"101.jpg")
+    data[second + 130] ^= 1  # a digit of its size, which its checksum covers
+    path.write_bytes(data)
+    with pytest.raises(AlignError, match="damaged tar"):
+        load_pairs(tmp_path, SMALL)
+
+
 def test_tars_read_by_several_processes_give_the_same(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -242,3 +244,32 @@ def test_decoded_pictures_need_no_processes(shards: Path) -> None:
     before = children()
     for _ in stream(pairs, batches(pairs, 3)):
         assert children() == before
+
+
+ORPHANS = """
+import os, sys
+from pathlib import Path
+from coyo_align import data
+from coyo_align.images import Geometry, Preprocess
+from coyo_align.stream import stream
+data._IN_MEMORY = 0
+small = Preprocess(Geometry((32, 32), 2), (1.0,) * 3, (0.0,) * 3)
+pairs = data.load_pairs(Path(sys.argv[1]), small)
+rows = data.np.arange(8)
+made = stream(pairs, iter(lambda: (rows, None), None), workers=2)
+next(made)
+own = Path(f"/proc/{os.getpid()}/task")
+print(*(c for task in own.iterdir() for c in (task / "children").read_text().split()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_processes_end_with_a_killed_parent(shards: Path) -> None:
+    command = [sys.executable, "-c", ORPHANS, str(shards)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    orphans = [Path(f"/proc/{number}") for number in done.stdout.split()]
+    assert len(orphans) == 2
+    deadline = time.monotonic() + 20
+    while any(path.exists() for path in orphans):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

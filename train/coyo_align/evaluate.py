@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.batch import Feed
+from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.data import OnLoad, load_pairs
 from coyo_align.device import pick_device, torch_threads
@@ -85,7 +85,9 @@ def evaluate_retrieval(
     tokens = encode(checkpoint.tokenizer, pairs.captions)
     feed = Feed(pairs.images, tokens, preprocess, checkpoint.tokenizer.pad_token_id, place)
     image_of, first_images = _groups(
-        sha256(pairs.images.take(np.asarray([row])).tobytes()).digest() for row in range(len(pairs))
+        sha256(picture.tobytes()).digest()
+        for rows in cut(np.arange(len(pairs)), batch_size)
+        for picture in pairs.images.take(rows)
     )
     text_of, first_texts = _groups(pairs.captions)
 
