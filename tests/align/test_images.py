@@ -2,11 +2,22 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from coyo_align.images import BadPictureError, image_processor, open_picture, preprocess_of
+from coyo_align.errors import AlignError
+from coyo_align.images import (
+    BadPictureError,
+    Geometry,
+    image_processor,
+    open_picture,
+    pixels_of,
+    preprocess_of,
+)
 from PIL import Image
 from transformers import EfficientNetImageProcessorPil
 
@@ -97,8 +108,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int) -> None:
 
 
 ALIGN_BASE = {
-    "size": {"height": 46, "width": 46},
-    "crop_size": {"height": 39, "width": 39},
+    "size": {"height": 346, "width": 346},
+    "crop_size": {"height": 289, "width": 289},
     "do_center_crop": True,
     "resample": 2,
     "rescale_factor": 1 / 127.5,
@@ -106,22 +117,141 @@ ALIGN_BASE = {
     "do_normalize": False,
     "include_top": False,
 }
+PROCESSORS = {
+    "from scratch": image_processor(64),
+    "align-base": EfficientNetImageProcessorPil(**ALIGN_BASE),
+    "library defaults": EfficientNetImageProcessorPil(),
+    "bicubic, not square": EfficientNetImageProcessorPil(size={"height": 40, "width": 61}),
+    "odd crop": EfficientNetImageProcessorPil(
+        size={"height": 40, "width": 41}, crop_size={"height": 33, "width": 30}, do_center_crop=True
+    ),
+    "crop beyond the edge": EfficientNetImageProcessorPil(
+        size={"height": 20, "width": 40}, crop_size={"height": 31, "width": 30}, do_center_crop=True
+    ),
+    "lanczos": EfficientNetImageProcessorPil(size={"height": 50, "width": 50}, resample=1),
+    "nearest": EfficientNetImageProcessorPil(size={"height": 50, "width": 50}, resample=0),
+}
+
+
+def noisy(width: int, height: int, detail: int = 8) -> Image.Image:
+    """Something with detail of so many pixels, so that a pixel more or less shows."""
+    shape = (height // detail, width // detail, 3)
+    coarse = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("size", [(512, 384), (96, 80), (64, 300)])
+def test_pixels_are_the_processors_bit_for_bit(name: str, size: tuple[int, int]) -> None:
+    processor = PROCESSORS[name]
+    split = preprocess_of(processor)
+    data = encoded(noisy(*size), quality=90)
+    pixels = pixels_of(data, split.geometry)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (split.height, split.width, 3))
+    only = {"do_rescale": False, "do_normalize": False, "include_top": False}
+    theirs = processor(open_picture(data), return_tensors="np", **only)["pixel_values"][0]
+    np.testing.assert_array_equal(pixels, theirs.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_geometry_and_arithmetic_together_are_the_processor(name: str) -> None:
+    split = preprocess_of(PROCESSORS[name])
+    ours = split.resize(PICTURE) * np.float32(split.scale) + np.float32(split.offset)
+    theirs = PROCESSORS[name](PICTURE, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(ours, theirs.transpose(1, 2, 0), atol=5e-6)
 
 
 @pytest.mark.parametrize(
-    "processor",
+    ("processor", "says"),
     [
-        image_processor(64),
-        EfficientNetImageProcessorPil(**ALIGN_BASE),
-        EfficientNetImageProcessorPil(size={"height": 40, "width": 40}),  # library defaults
+        (EfficientNetImageProcessorPil(size={"shortest_edge": 40}), "shortest_edge=40"),
+        (EfficientNetImageProcessorPil(do_resize=False), "do_resize=False"),
+        (object(), "object"),
     ],
 )
-def test_geometry_and_arithmetic_together_are_the_processor(
-    processor: EfficientNetImageProcessorPil,
-) -> None:
-    split = preprocess_of(processor)
-    resized = split.resize(PICTURE)
-    assert (resized.dtype, resized.shape) == (np.uint8, (split.height, split.width, 3))
-    ours = resized * np.float32(split.scale) + np.float32(split.offset)
-    theirs = processor(PICTURE, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+def test_a_processor_with_another_geometry_is_refused_by_name(processor: object, says: str) -> None:
+    with pytest.raises(AlignError, match=says) as caught:
+        preprocess_of(processor)
+    assert type(processor).__name__ in str(caught.value)
+
+
+def test_a_processor_that_does_more_is_refused() -> None:
+    class Mirrored(EfficientNetImageProcessorPil):
+        def resize(self, image: np.ndarray, **options: object) -> np.ndarray:
+            return super().resize(image, **options)[..., ::-1]
+
+    with pytest.raises(AlignError, match="Mirrored does more"):
+        preprocess_of(Mirrored(size={"height": 40, "width": 40}))
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_fast_pixels_are_nearly_the_exact_ones(side: int) -> None:
+    exact, fast = (preprocess_of(image_processor(side), fast=f).geometry for f in (False, True))
+    data = encoded(noisy(512, 384, detail=64), quality=90)
+    one, two = (pixels_of(data, geometry).astype(int) for geometry in (exact, fast))
+    assert (one != two).any()
+    assert np.abs(one - two).mean() < 3
+
+
+def test_fast_goes_for_plain_jpegs_only() -> None:
+    exact, fast = (preprocess_of(image_processor(32), fast=f).geometry for f in (False, True))
+    picture = noisy(96, 80)
+    for data in (
+        encoded(picture, "PNG"),
+        encoded(picture.convert("CMYK")),
+        encoded(picture, "WEBP"),
+    ):
+        np.testing.assert_array_equal(pixels_of(data, exact), pixels_of(data, fast))
+    grey = pixels_of(encoded(picture.convert("L")), fast)
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+
+
+def test_fast_refuses_what_exact_refuses() -> None:
+    fast = preprocess_of(image_processor(32), fast=True).geometry
+    whole = encoded(noisy(96, 80))
+    for bad in (whole[: len(whole) // 2], whole[:20], b"", b"\xff\xd8\xff\xd9", whole[2:]):
+        with pytest.raises(BadPictureError, match="does not decode"):
+            pixels_of(bad, fast)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fast_pictures_stand_upright_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noisy(96, 80), exif=exif, quality=95)
+    exact, fast = (preprocess_of(image_processor(64), fast=f).geometry for f in (False, True))
+    one, two = (pixels_of(data, geometry).astype(int) for geometry in (exact, fast))
+    assert np.abs(one - two).mean() < 6
+
+
+def test_a_large_flat_picture_in_a_tiny_file_is_just_a_picture() -> None:
+    data = encoded(Image.new("1", (7_000, 7_000), 1), "PNG")
+    assert len(data) < 20_000
+    assert (pixels_of(data, preprocess_of(image_processor(32)).geometry) == 255).all()
+
+
+def test_what_decodes_needs_neither_torch_nor_transformers() -> None:
+    code = "import sys, coyo_align.decode_worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "pyarrow"} & set(done.stdout.split())
+
+
+def test_fast_and_exact_refuse_the_same_of_a_broken_collection(shared: Path) -> None:
+    exact, fast = (preprocess_of(image_processor(32), fast=f).geometry for f in (False, True))
+
+    def outcome(data: bytes, geometry: Geometry) -> str:
+        try:
+            return str(pixels_of(data, geometry).shape)
+        except BadPictureError as error:
+            return str(error)
+
+    files = [path for path in (shared / "corrupt_images").rglob("*") if path.is_file()]
+    outcomes = {
+        path.name: (outcome(d := path.read_bytes(), exact), outcome(d, fast)) for path in files
+    }
+    assert {name: both for name, both in outcomes.items() if both[0] != both[1]} == {}
+    assert {one for one, _ in outcomes.values()} == {
+        "(32, 32, 3)",
+        "picture too large",
+        "picture does not decode",
+    }

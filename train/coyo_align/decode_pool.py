@@ -26,6 +26,7 @@ from coyo_align.index import Tar
 CHUNK = 16
 """Jobs handed out at once: few enough that all processes end together, many for one system call."""
 _PATIENCE = 120.0
+_STILLBORN = 10
 
 Job = tuple[int, int, int, int]
 """See ``decode_worker.JOB``; places in the shared file tell jobs apart."""
@@ -69,6 +70,7 @@ class DecodePool:
             file.write(json.dumps(said).encode())
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
+        self._stillborn = 0
         try:
             for _ in range(workers):
                 self._start()
@@ -169,6 +171,7 @@ class DecodePool:
         worker.heard = time.monotonic()
         if not worker.ready:
             worker.ready, said = True, said[1:]
+            self._stillborn = 0
         worker.answer += said
         done: list[tuple[int, int]] = []
         while worker.chunks and len(worker.answer) >= len(worker.chunks[0]):
@@ -182,11 +185,13 @@ class DecodePool:
         self._selector.unregister(_out(worker.child))
         self._workers.remove(worker)
         code = end_child(worker.child)
-        if not worker.ready:
-            raise RuntimeError(f"a process that decodes pictures did not start (exit code {code})")
         done = []
         chunks = list(worker.chunks)
-        if chunks and len(chunks[0]) == 1:
+        if not worker.ready:
+            self._stillborn += 1
+            if code >= 0 or self._stillborn > _STILLBORN:  # it ended by itself, or all are killed
+                raise RuntimeError(f"a picture decoder does not start (exit code {code})")
+        elif chunks and len(chunks[0]) == 1:
             done.append((chunks.pop(0)[0][3], CRASHED))
         elif chunks:
             chunks[:1] = [[job] for job in chunks[0]]

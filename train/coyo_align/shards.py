@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -126,6 +126,27 @@ def _value(name: str, sample: _Sample, record: dict[str, Any]) -> str | None:
     return json.dumps(record[name]) if name in record else None
 
 
+class _Member(tarfile.TarInfo):
+    """A tar's header; a plain file's is read in half the time, any other is left to tarfile."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Parse the 512 bytes of a header."""
+        plain = len(buf) == tarfile.BLOCKSIZE and buf[257:262] == b"ustar" and buf[156:157] == b"0"
+        try:
+            said = int(buf[148:156].rstrip(b" \0"), 8)
+            size = int(buf[124:136].rstrip(b" \0"), 8)
+        except ValueError:
+            plain = False
+        if not plain or said != 256 + sum(buf) - sum(buf[148:156]):
+            return super().frombuf(buf, encoding, errors)
+        member = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
+        member.type, member.size, member.chksum = tarfile.REGTYPE, size, said
+        if prefix := buf[345:500].partition(b"\0")[0]:
+            member.name = f"{prefix.decode(encoding, errors)}/{member.name}"
+        return member
+
+
 def _samples(path: Path) -> Iterator[_Sample]:
     """Yield the samples of one tar.
 
@@ -137,7 +158,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
     sample: _Sample | None = None
     with path.open("rb") as stream:
         length = os.fstat(stream.fileno()).st_size
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as tar:
             before = -1
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all

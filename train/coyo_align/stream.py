@@ -184,15 +184,19 @@ def _decoded(
             work = _Work(images, pool, longest)
             work.start(batch, buffer)
             ended = False
+            broken: Exception | None = None
             while not hand.stop.is_set() and not (ended and not work.under_way):
                 while not ended:
                     room = hand.room(0 if work.under_way else _PAUSE)
                     if room is None:
                         break
-                    if (batch := next(batches, None)) is None:
-                        ended = True
-                    else:
-                        work.start(batch, room)
+                    try:
+                        batch = next(batches, None)
+                        if batch is not None:
+                            work.start(batch, room)
+                    except Exception as error:
+                        batch, broken = None, error
+                    ended = batch is None
                 if work.under_way:
                     work.hear()
                 while (done := work.finished()) is not None:
@@ -203,6 +207,8 @@ def _decoded(
                         good = np.setdiff1d(np.arange(len(rows)), done.lost)
                         rows, pixels = rows[good], pixels[good]
                     yield _Ready(rows, pixels, done.buffer, done.bad)
+            if broken is not None:  # only now, when what was asked for before it is done
+                raise broken
     finally:
         os.close(target)
 
