@@ -28,6 +28,21 @@ task = "classification"
 labels = "names"
 templates = ["a {} square"]
 threads = 1
+
+[[stages]]
+name = "model"
+does = "train"
+shards = "shards"
+samples = 16
+batch_size = 16
+threads = 1
+
+[[stages]]
+name = "pairs"
+does = "evaluate"
+run = "model"
+data = "shards"
+threads = 1
 """
 
 
@@ -93,7 +108,7 @@ def test_classification_and_knn_are_tables_of_shares(place: Path) -> None:
     shown = evaluate(place, "--task", "classification", "--labels", str(place / "names.txt"))
     for word in ("top-1", "top-5", "mean per class", "25.0%", "18 pictures, 4 classes"):
         assert word in shown
-    assert "1 classes have no picture" in shown
+    assert "1 of 4 classes have no picture" in shown
     shown = evaluate(place, "--task", "knn", "--gallery", str(place / "shards"))
     for word in ("1-NN", "20-NN mean per class", "18 pictures are in the gallery too", "100.0%"):
         assert word in shown
@@ -134,7 +149,15 @@ def test_a_pipeline_classifies(place: Path, tmp_path: Path) -> None:
     outcomes = run_pipeline(road, tmp_path / "out", inputs)
     assert set(outcomes[0].manifest.details["figures"]) == {"top-1", "top-5", "mean per class"}
     assert run_pipeline(road, tmp_path / "out", inputs)[0].skipped
-    assert (tmp_path / "out" / "report.html").is_file()
+    ends = outcomes[2].manifest.details["text_to_image"]["recall_ci"]["10"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert f"95 % interval: {ends[0]:.1%} to {ends[1]:.1%}" in page
+    shown = CliRunner().invoke(
+        app, ["run", str(road), "-o", str(tmp_path / "out")]
+        + [f"--input={name}={path}" for name, path in inputs.items()],
+    )  # fmt: skip
+    for word in ("zero-shot  top-1", "mean per class", "pairs      text to image"):
+        assert word in shown.stdout
     road.write_text(ROAD.replace("classification", "knn"))
     with pytest.raises(TrainingError, match="`--template` says nothing"):
         load_pipeline(road)

@@ -142,7 +142,8 @@ def _print_classes(task: str, scores: "ClassScores") -> None:
         ],
     )
     if scores.classes_without_images:
-        say(f"note: {scores.classes_without_images:,} classes have no picture to be asked about.")
+        without = f"{scores.classes_without_images:,} of {scores.classes:,}"
+        say(f"note: {without} classes have no picture here.")
     gallery = scores.gallery
     if gallery is not None:
         for reason, count in gallery.skipped.items():

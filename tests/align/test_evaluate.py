@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coyo_align.config import Shape
 from coyo_align.embed import Embedder
 from coyo_align.errors import AlignError
 from coyo_align.evaluate import (
@@ -17,13 +16,11 @@ from coyo_align.evaluate import (
     evaluate_knn,
     evaluate_retrieval,
 )
-from coyo_align.images import image_processor
-from coyo_align.model import build
 from coyo_align.templates import IMAGENET_TEMPLATES
 from coyo_align.tokenizer import train_tokenizer
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AlignModel, AlignProcessor
+from transformers import AlignConfig, AlignModel, AlignProcessor, EfficientNetImageProcessorPil
 
 from align.conftest import Trained
 from align.making import COLOURS, GROUNDS, PLACES, encoded, square, write_tar
@@ -57,16 +54,27 @@ def labelled(
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that transformers wrote by itself; random weights that tell pictures apart."""
     folder = tmp_path_factory.mktemp("plain")
-    shape = Shape(
-        image_size=48, width=0.5, depth=1.0, drop_path=0.0,
-        stages=((32, 3, 2, 1, 1), (64, 3, 2, 2, 1)),
-        vocabulary=200, text_width=32, text_layers=1, text_heads=2, text_inner=64,
-    )  # fmt: skip
     words = [f"a photo of {colour} on {ground}." for colour in COLOURS for ground in GROUNDS]
     tokenizer = train_tokenizer(words * 2, 200)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        hf = build(shape, 48, len(tokenizer), tokenizer.pad_token_id)
+        hf = AlignModel(
+            AlignConfig(
+                vision_config={
+                    "image_size": 48, "hidden_dim": 48, "width_coefficient": 1.0,
+                    "depth_coefficient": 1.0, "in_channels": [32, 16], "out_channels": [16, 32],
+                    "kernel_sizes": [3, 3], "strides": [2, 2], "expand_ratios": [1, 2],
+                    "num_block_repeats": [1, 1], "depthwise_padding": [],
+                },
+                text_config={
+                    "vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1,
+                    "num_attention_heads": 2, "intermediate_size": 64,
+                    "max_position_embeddings": 64, "initializer_range": 0.2,
+                    "pad_token_id": tokenizer.pad_token_id,
+                },
+                projection_dim=32,
+            )
+        )  # fmt: skip
         for module in hf.modules():  # fresh statistics embed every picture as zeros
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
@@ -74,8 +82,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             hf.get_image_features(torch.rand(16, 3, 48, 48) * 2 - 1)
     hf.save_pretrained(folder)
-    processor = image_processor(56)
-    processor.do_center_crop, processor.crop_size = True, {"height": 48, "width": 48}
+    processor = EfficientNetImageProcessorPil(  # align-base's, smaller
+        size={"height": 56, "width": 56}, do_center_crop=True,
+        crop_size={"height": 48, "width": 48}, resample=Image.Resampling.BILINEAR,
+        rescale_factor=1 / 127.5, rescale_offset=True, do_normalize=False, include_top=False,
+    )  # fmt: skip
     AlignProcessor(processor, tokenizer).save_pretrained(folder)
     return folder
 

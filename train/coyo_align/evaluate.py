@@ -343,7 +343,11 @@ def _use_labels(pairs: Pairs, names: Sequence[str], label_field: str, shards: Pa
         seen = next((text for value in values if (text := label_text(value))), None)
         raise AlignError(
             f"No sample in {shards} has one of the {len(names):,} classes ({shown}) as its label: "
-            + (f"none has {where}." if seen is None else f"the first has {seen!r} as {where}.")
+            + (
+                f"none has {where}. Name the field that has the label."
+                if seen is None
+                else f"the first has {seen!r} as {where}."
+            )
         )
     return _Labelled(rows, classes[rows], lost)
 
