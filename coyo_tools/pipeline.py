@@ -28,6 +28,7 @@ from coyo_tools.dedupe import (
 )
 from coyo_tools.download import EVERY_NETWORK, DownloadSettings, Pace, download_pictures
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
+from coyo_tools.evaluating import EvaluateSettings, evaluate_run
 from coyo_tools.filter import filter_pool
 from coyo_tools.index import index_pictures
 from coyo_tools.manifest import MANIFEST, Manifest, digest_of, read_manifest, settings_digest
@@ -37,7 +38,7 @@ from coyo_tools.recipe import load_recipe
 from coyo_tools.report import ReportStage, write_report
 from coyo_tools.selection import Selection, predicate
 from coyo_tools.source import READABLE_KINDS, open_source
-from coyo_tools.training import TrainSettings, evaluate_run, train_model
+from coyo_tools.training import TrainSettings, train_model
 
 Watch = Callable[[str], AbstractContextManager[Progress]]
 _KEYS = ".stages"
@@ -124,12 +125,26 @@ def _index(settings: dict[str, Any], output: Path, on_progress: Progress) -> obj
 def _train(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     shards, subset = Path(settings.pop("shards")), settings.pop("subset", None)
     chosen = TrainSettings(**settings)
-    return train_model(shards, output, chosen, subset=subset, on_progress=on_progress)
+    return train_model(
+        shards,
+        output,
+        chosen,
+        subset=subset,
+        on_progress=lambda standing: on_progress(standing.samples_seen, standing.budget),
+    )
 
 
-def _evaluate(settings: dict[str, Any], output: Path, _: Progress) -> object:
+def _evaluate(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     run, data = Path(settings.pop("run")), Path(settings.pop("data"))
-    return evaluate_run(run, data, output=output, **settings)
+    subset = settings.pop("subset", None)
+    chosen = _evaluate_settings(settings)
+    return evaluate_run(run, data, chosen, subset=subset, output=output, on_progress=on_progress)
+
+
+def _evaluate_settings(settings: Mapping[str, Any]) -> EvaluateSettings:
+    paths = {name: Path(settings[name]) for name in ("captions", "gallery") if name in settings}
+    templates = tuple(settings.get("templates", ()))
+    return EvaluateSettings(**{**settings, **paths, "templates": templates})
 
 
 def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
@@ -201,16 +216,20 @@ _KINDS: dict[str, _Kind] = {
         frozenset({"shards", "subset"}),
         {
             "samples": int, "model": str, "seed": int, "batch_size": int, "learning_rate": float,
+            "schedule": str, "warmup_share": float, "loss": str, "temperature": float,
             "weight_decay": float, "label_smoothing": float, "smallest_crop": float,
-            "masked_tokens": float,
-            "image_size": int, "device": str, "threads": int,
+            "masked_tokens": float, "text_dropout": float, "drop_path": float, "ema": float,
+            "image_size": int, "device": str, "precision": str, "threads": int, "workers": int,
         },
         frozenset({"shards", "samples"}),
         _train,
     ),
     "evaluate": _Kind(
-        frozenset({"run", "data", "subset"}),
-        {"threads": int},
+        frozenset({"run", "data", "subset", "captions", "labels", "gallery"}),
+        {
+            "task": str, "split": str, "label_field": str, "templates": list,
+            "imagenet_templates": bool, "batch_size": int, "device": str, "threads": int,
+        },
         frozenset({"run", "data"}),
         _evaluate,
     ),
@@ -368,6 +387,9 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
         check_dedupe(**chosen | {"by": tuple(settings.get("by", [IMAGE_PHASH]))})
     if does == "decontaminate":
         refuse_settings(settings.get("radius", DEFAULT_RADIUS), settings.get("flat", "exact"))
+    if does == "evaluate":
+        inputs = ("run", "data", "subset")
+        _evaluate_settings({k: v for k, v in settings.items() if k not in inputs}).check()
     if does in ("download", "index"):
         check_picture_settings(_picture_settings({**settings}))
     return Stage(name, does, settings)

@@ -142,7 +142,7 @@ def _arms(
     scores = {
         settings[stage.name]["run"]: stage.manifest.details
         for stage in stages
-        if stage.does == "evaluate"
+        if stage.does == "evaluate" and "image_to_text" in stage.manifest.details
     }
     trained = [stage for stage in stages if stage.does == "train"]
     losses = {stage.name: _losses(stage.directory / "metrics.jsonl") for stage in trained}

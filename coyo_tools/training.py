@@ -1,61 +1,82 @@
-"""Train and evaluate: the stages that hand shards to ``coyo_align`` and keep what it makes.
+"""Train: the stage that hands shards to ``coyo_align`` and keeps the run it makes.
 
-Curation and training meet on disk only. This module gives the training package its paths, wraps
-its output in artifacts, and says in coyo's words what it refuses.
+A run that is stopped stays under its temporary name with its checkpoints, and the same command goes
+on with it. Under ``torchrun`` only the first process makes the artifact; the others compute.
 """
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coyo_tools.errors import MissingExtraError, SourceError, TrainingError
+from coyo_tools.errors import StoppedError
+from coyo_tools.handover import align_errors, ids_path, inputs_of, lost_of, open_shards
 from coyo_tools.manifest import (
-    MANIFEST,
     Input,
     Manifest,
     Stopwatch,
-    digest_of,
-    new_artifact,
-    read_manifest,
+    partial_path,
+    put_back,
     refuse_existing,
+    resumable_artifact,
     write_manifest,
 )
 from coyo_tools.progress import Progress, no_progress
-from coyo_tools.shards import SHARDS_KIND
 from coyo_tools.source import Source, open_source
 
 if TYPE_CHECKING:
-    from coyo_align.evaluate import RetrievalScores
+    from coyo_align.config import TrainConfig
+    from coyo_align.dryrun import DryRun
     from coyo_align.finetune import TrainResult
+    from coyo_align.metrics import Standing
 
 RUN_KIND = "run"
-SCORES_KIND = "scores"
-SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What the user chooses of a run; the rest are ``coyo_align``'s defaults."""
+    """What the user chooses of a run; None leaves it to ``coyo_align``, whose config tells more."""
 
     samples: int
     model: str = "compact"
     seed: int = 0
     batch_size: int | None = None
+    accumulate: int | None = None
     learning_rate: float | None = None
+    schedule: str | None = None
+    warmup_share: float | None = None
     weight_decay: float | None = None
+    clip_norm: float | None = None
+    loss: str | None = None
     label_smoothing: float | None = None
+    temperature: float | None = None
     smallest_crop: float | None = None
     masked_tokens: float | None = None
+    text_dropout: float | None = None
+    drop_path: float | None = None
+    freeze: tuple[str, ...] | None = None
+    lora: int | None = None
+    ema: float | None = None
     image_size: int | None = None
     device: str | None = None
+    precision: str | None = None
+    compile: bool | None = None
+    checkpoint_activations: bool | None = None
+    cache: Path | None = None
+    workers: int | None = None
     threads: int | None = None
+    log_every: int | None = None
+    checkpoint_every: int | None = None
+    tensorboard: bool | None = None
 
     def chosen(self) -> dict[str, Any]:
         """Return the settings that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def as_parameters(self) -> dict[str, Any]:
+        """Return them as a manifest holds them."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in self.chosen().items()}
 
 
 def train_model(
@@ -65,40 +86,67 @@ def train_model(
     *,
     subset: str | Path | None = None,
     overwrite: bool = False,
-    on_progress: Progress = no_progress,
+    restart: bool = False,
+    on_progress: "Callable[[Standing], None] | None" = None,
+    on_load: Progress = no_progress,
 ) -> "TrainResult":
     """Train an ALIGN on shards, on all their samples or those whose id is in ``subset``.
+
+    Args:
+        shards: directory of tars.
+        output: the run.
+        settings: of the training.
+        subset: whose ids are used, None for all.
+        overwrite: replace an earlier run.
+        restart: discard what a stopped run of the same name has done.
+        on_progress: called every few steps.
+        on_load: called with percents done and 100 while pictures are read before training.
 
     Raises:
         CoyoError: shards or subset are at fault, the training extra is missing, or the loop stops.
     """
     watch = Stopwatch()
-    refuse_existing(output, overwrite=overwrite)
-    data = _open_shards(shards)
-    chosen = open_source(subset) if subset is not None else None
-    with _align("coyo train"):
-        from coyo_align.config import make_config
+    data, chosen = _open(shards, subset)
+    with align_errors("coyo train"):
+        from coyo_align.config import PACE
+        from coyo_align.distributed import find_world
         from coyo_align.finetune import finetune
-    with new_artifact(output, overwrite=overwrite) as directory, _align("coyo train"):
-        result = finetune(
-            make_config(
-                shards=shards,
-                output=directory,
-                ids=_ids_path(chosen),
-                **settings.chosen(),
-            ),
-            on_progress=lambda seen, total, _loss: on_progress(seen, total),
+
+        follows = not find_world().leads
+
+    def train(directory: Path) -> "TrainResult":
+        return finetune(
+            _config(shards, directory, chosen, settings),
+            on_progress,
+            lambda _pairs, share: on_load(round(100 * share), 100),
         )
+
+    if follows:
+        with align_errors("coyo train"):
+            return train(partial_path(output))
+    put_back(output)
+    refuse_existing(output, overwrite=overwrite)
+    begun_for = {
+        "shards": data.fingerprint,
+        "subset": None if chosen is None else chosen.fingerprint,
+        **{name: value for name, value in settings.as_parameters().items() if name not in PACE},
+    }
+    with (
+        _kept_when_stopped(output),
+        resumable_artifact(output, begun_for, overwrite=overwrite, restart=restart) as directory,
+        align_errors("coyo train"),
+    ):
+        result = train(directory)
         done = asdict(result)
         write_manifest(
             directory,
             Manifest(
                 kind=RUN_KIND,
-                parameters={"stage": "train", **settings.chosen()},
-                inputs=_inputs(data, chosen),
-                rows_in=result.pairs + sum(_lost(result).values()),
+                parameters={"stage": "train", **settings.as_parameters()},
+                inputs=inputs_of(data, chosen),
+                rows_in=result.pairs + sum(lost_of(result).values()),
                 rows_out=result.pairs,
-                lost=_lost(result),
+                lost=lost_of(result),
                 id_digest="",
                 seconds=watch.seconds(),
                 details={key: value for key, value in done.items() if key != "skipped"},
@@ -107,143 +155,40 @@ def train_model(
     return result
 
 
-def evaluate_run(
-    run: Path,
-    shards: Path,
-    *,
-    subset: str | Path | None = None,
-    output: Path | None = None,
-    overwrite: bool = False,
-    threads: int | None = None,
-) -> "RetrievalScores":
-    """Measure retrieval of a run, or of any ALIGN directory, on shards.
-
-    With ``output`` the scores are also kept there as an artifact.
+def plan_training(
+    shards: Path, settings: TrainSettings, *, subset: str | Path | None = None
+) -> "DryRun":
+    """Say what a run of these settings will take; nothing is written.
 
     Raises:
-        CoyoError: run, shards or subset are at fault, or the training extra is missing.
+        CoyoError: as ``train_model``.
     """
-    watch = Stopwatch()
-    if output is not None:
-        refuse_existing(output, overwrite=overwrite)
-    data = _open_shards(shards)
-    chosen = open_source(subset) if subset is not None else None
-    if not run.is_dir():
-        raise SourceError(f"{run} does not exist or is not a directory.")
-    with _align("coyo evaluate"):
-        from coyo_align.evaluate import evaluate_retrieval
+    _, chosen = _open(shards, subset)
+    with align_errors("coyo train"):
+        from coyo_align.dryrun import dry_run
 
-        scores = evaluate_retrieval(run, shards, ids=_ids_path(chosen), threads=threads)
-    if output is None:
-        return scores
-    figures = asdict(scores)
-    with new_artifact(output, overwrite=overwrite) as directory:
-        text = json.dumps(figures, indent=2) + "\n"
-        (directory / SCORES).write_text(text, encoding="utf-8")
-        write_manifest(
-            directory,
-            Manifest(
-                kind=SCORES_KIND,
-                parameters={"stage": "evaluate"},
-                inputs=[_run_input(run), *_inputs(data, chosen)],
-                rows_in=scores.n_texts + sum(_lost(scores).values()),
-                rows_out=scores.n_texts,
-                lost=_lost(scores),
-                id_digest="",
-                seconds=watch.seconds(),
-                details=figures,
-            ),
-        )
-    return scores
+        return dry_run(_config(shards, Path(), chosen, settings))
+
+
+def _open(shards: Path, subset: str | Path | None) -> tuple[Input, Source | None]:
+    return open_shards(shards), open_source(subset) if subset is not None else None
+
+
+def _config(
+    shards: Path, output: Path, chosen: Source | None, settings: TrainSettings
+) -> "TrainConfig":
+    from coyo_align.config import make_config
+
+    ids = ids_path(chosen)
+    return make_config(shards=shards, output=output, ids=ids, **settings.chosen())
 
 
 @contextmanager
-def _align(command: str) -> Iterator[None]:
-    """Say in coyo's words that the training package is missing, or what it refuses."""
+def _kept_when_stopped(output: Path) -> Iterator[None]:
+    """Say at a Ctrl-C what is lost."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(command, "train", str(error.name)) from error
-    except ValueError as error:
-        from coyo_align.errors import AlignError
-
-        if not isinstance(error, AlignError):
-            raise
-        raise TrainingError(str(error)) from error
-
-
-def _open_shards(shards: Path) -> Input:
-    """Check that ``shards`` holds tars and describe it for a manifest."""
-    if not shards.is_dir():
-        raise SourceError(f"{shards} does not exist or is not a directory.")
-    tars = sorted(shards.glob("*.tar"))
-    if (shards / MANIFEST).is_file():
-        manifest = read_manifest(shards)
-        if manifest.kind == "index":
-            raise SourceError(f"{shards} holds a pool and shards.", f"Use {shards / 'shards'}.")
-        if manifest.kind != SHARDS_KIND:
-            raise SourceError(f"{shards} is a {manifest.kind} directory, not shards.")
-        return Input("shards", str(shards), manifest.id_digest)
-    if not tars:
-        raise SourceError(f"{shards} holds no .tar files.", "`coyo download` and `coyo index` do.")
-    sizes = [f"{tar.name} {tar.stat().st_size}" for tar in tars]
-    return Input("shards", str(shards), digest_of(sizes))
-
-
-def _ids_path(subset: Source | None) -> Path | None:
-    """Return what coyo_align reads ids from: a parquet file, or the folder of the parts."""
-    if subset is None:
-        return None
-    if subset.remote:
-        raise SourceError(f"{subset.path} is remote.", "Training reads ids from a local subset.")
-    files = [Path(file) for file in subset.files]
-    if len(files) == 1:
-        return files[0]
-    if not all(file.match("part-*.parquet") for file in files):
-        raise SourceError(
-            f"{subset.path} is several files.", "Give a subset directory or a single parquet file."
-        )
-    return files[0].parent
-
-
-def _lost(result: "TrainResult | RetrievalScores") -> dict[str, int]:
-    """Return what did not reach the model, by reason; ids without a picture are one."""
-    lost = dict(result.skipped)
-    if result.missing_ids:
-        lost["not in the shards"] = result.missing_ids
-    return lost
-
-
-def _inputs(data: Input, subset: Source | None) -> list[Input]:
-    return [data] if subset is None else [data, subset.as_input("subset")]
-
-
-def _run_input(run: Path) -> Input:
-    weights = run / "model.safetensors"
-    size = str(weights.stat().st_size) if weights.is_file() else "none"
-    config = run / "config.json"
-    return Input(
-        "run", str(run), digest_of([config.read_bytes() if config.is_file() else b"", size])
-    )
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """One line of a table of scores: recalls at 1, 5 and 10 between 0 and 1, ranks from 1."""
-
-    name: str
-    recalls: tuple[float, ...]
-    median_rank: int
-
-
-def score_rows(scores: "RetrievalScores") -> list[ScoreRow]:
-    """Lay out scores as lines, each direction followed by what chance would score."""
-    rows = []
-    for name, figures in (
-        ("image to text", scores.image_to_text),
-        ("text to image", scores.text_to_image),
-    ):
-        rows.append(ScoreRow(name, tuple(figures.recall.values()), figures.median_rank))
-        chance = tuple(figures.chance_recall.values())
-        rows.append(ScoreRow("  chance", chance, figures.chance_median_rank))
-    return rows
+    except KeyboardInterrupt as stopped:
+        raise StoppedError(
+            f"Stopped. The same command goes on from the last checkpoint of {output}."
+        ) from stopped

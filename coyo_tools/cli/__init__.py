@@ -17,6 +17,7 @@ from coyo_tools.cli import (
     balance,
     curate,
     dedupe,
+    evaluate,
     filtering,
     look,
     models,
@@ -61,7 +62,7 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, roads,
 ):  # fmt: skip
     _group.register(app)
 

@@ -10,6 +10,7 @@ import typer
 from coyo_tools.cli.output import (
     Json,
     examples,
+    interval_text,
     print_json,
     print_table,
     progress_bar,
@@ -88,9 +89,14 @@ def _print_outcomes(outcomes: Sequence["StageOutcome"], output: Path, *, as_json
         ],
     )
     scores = [outcome for outcome in outcomes if outcome.does == "evaluate"]
-    if scores:
+    if retrieval := [one for one in scores if "image_to_text" in one.manifest.details]:
         typer.echo()
-        print_table(["retrieval", "direction", "R@1", "R@5", "R@10", "chance R@10"], _lines(scores))
+        print_table(
+            ["retrieval", "direction", "R@1", "R@5", "R@10", "chance R@10"], _lines(retrieval)
+        )
+    if classes := [one for one in scores if "figures" in one.manifest.details]:
+        typer.echo()
+        print_table(["classes", "figure", "share", "95 % interval", "chance"], _figures(classes))
     say(f"report: {output / 'report.html'}")
 
 
@@ -106,6 +112,15 @@ def _lines(scores: Sequence["StageOutcome"]) -> list[list[object]]:
             chance = f"{figures['chance_recall']['10']:.1%}"
             lines.append([outcome.name, label, *recalls, chance])
     return lines
+
+
+def _figures(scores: Sequence["StageOutcome"]) -> list[list[object]]:
+    return [
+        [outcome.name, name, *(f"{figure['value']:.1%}", interval_text(figure["ci"]))]
+        + [f"{figure['chance']:.1%}"]
+        for outcome in scores
+        for name, figure in outcome.manifest.details["figures"].items()
+    ]
 
 
 def register(app: typer.Typer) -> None:

@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coyo_align.augment import crop, draw_masks, draw_windows
 from coyo_align.config import MAX_TOKENS
-from coyo_align.data import Pairs, Pictures, stream
+from coyo_align.data import Pairs
 from coyo_align.device import seed_of
-from coyo_align.images import Preprocess
+from coyo_align.images import Pixels, Preprocess
+from coyo_align.pictures import Pictures, Rows
+from coyo_align.stream import stream
 from coyo_align.tokenizer import TokenRows, pad
-
-Rows = NDArray[np.int64]
 
 _ORDER, _CHANCE, _RESERVE, _NORMS = range(4)
 """Streams of random numbers that a run's seed is split into."""
@@ -41,7 +40,7 @@ class Feed:
 
     def pixels(self, rows: Rows) -> Tensor:
         """Pixel values as the model wants them: (rows, 3, height, width) fp32, channels last."""
-        return self.to_floats(torch.from_numpy(np.take(self.images, rows, axis=0)).to(self.device))
+        return self.to_floats(torch.from_numpy(self.images.take(rows)).to(self.device))
 
     def to_floats(self, pixels: Tensor) -> Tensor:
         """Rescale (rows, height, width, 3) bytes on the device to what ``pixels`` gives."""
@@ -90,9 +89,9 @@ class Part:
 
     Attributes:
         rows: of the pairs.
-        pixels: (rows, height, width, 3) bytes, None where the image tower's output is known.
+        pixels: (rows, height, width, 3) bytes, None where their embeddings are known.
         windows: of ``draw_windows``.
-        texts: token ids and mask of groups of captions; none where the text tower's output is known.
+        texts: token ids and mask of groups of captions; none where their embeddings are known.
     """
 
     rows: Rows
@@ -130,6 +129,7 @@ class BatchPlan:
         with_images: whether pictures are needed.
         with_texts: whether captions are.
         workers: decoding processes.
+        usable: the rows of the pairs that are used, None for all.
     """
 
     seed: int
@@ -144,34 +144,33 @@ class BatchPlan:
     with_images: bool = True
     with_texts: bool = True
     workers: int | None = None
+    usable: Rows | None = None
 
 
-def training_batches(
-    pairs: Pairs, feed: Feed, plan: BatchPlan, step: int
-) -> Generator[Batch, None, None]:
+def training_batches(pairs: Pairs, feed: Feed, plan: BatchPlan, step: int) -> Generator[Batch]:
     """The batches from that step on, without end, the next one under way already."""
     return _on_device(_prepared(pairs, feed, plan, step), feed.device)
 
 
-def _prepared(
-    pairs: Pairs, feed: Feed, plan: BatchPlan, first: int
-) -> Generator[Batch, None, None]:
+def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generator[Batch]:
     lengths = feed.tokens.lengths
+    usable = np.arange(len(pairs)) if plan.usable is None else plan.usable
 
     def by_length() -> Iterator[tuple[Rows, Rows]]:
-        for rows, spare in order_of(len(pairs), plan.batch_size, plan.seed, first):
-            own = rows[plan.share]
+        for rows, spare in order_of(len(usable), plan.batch_size, plan.seed, first):
+            own, spare = usable[rows[plan.share]], usable[spare]
             yield own[np.argsort(lengths[own], kind="stable")], spare
 
+    pictured: Generator[tuple[Rows, Pixels]] | Generator[tuple[Rows, None]]
     if plan.with_images:
         pictured = stream(pairs, by_length(), workers=plan.workers)
     else:
         pictured = ((rows, None) for rows, _ in by_length())
-    orders = order_of(len(pairs), plan.batch_size, plan.seed, first)
+    orders = order_of(len(usable), plan.batch_size, plan.seed, first)
     try:
         for step, (rows, pixels) in enumerate(pictured, first):
             # Slots of the whole batch, brought into the same order as the rows.
-            slots = np.argsort(lengths[next(orders)[0][plan.share]], kind="stable")
+            slots = np.argsort(lengths[usable[next(orders)[0][plan.share]]], kind="stable")
             windows, masks = _chance(plan, step, slots)
             known = None if pixels is None else torch.from_numpy(pixels)
             parts = []
@@ -204,9 +203,7 @@ def _grouped(
     return groups
 
 
-def _on_device(
-    batches: Generator[Batch, None, None], device: torch.device
-) -> Generator[Batch, None, None]:
+def _on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
     """Copy each batch to the device while the one before it is worked on."""
     if device.type != "cuda":
         yield from batches  # which closes them too

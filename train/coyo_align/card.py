@@ -21,8 +21,8 @@ tags: [align, image-text]{base}
 # {title}
 
 An ALIGN (dual encoder of pictures and captions), {start}. {parameters:,} parameters, {pairs:,}
-pairs of picture and caption, {samples:,} samples seen ({epochs:.1f} epochs), loss {loss}, final loss
-{final_loss:.4g}, temperature {temperature:.4g}. `train_config.json` has all settings,
+pairs of picture and caption, {samples:,} samples seen ({epochs:.1f} epochs), {loss} loss
+{final_loss:.4g} at the end, temperature {temperature:.4g}. `train_config.json` has all settings,
 `metrics.jsonl` the course of the run.
 
 Of the pairs, {skipped}.

@@ -163,10 +163,10 @@ class TrainConfig:
     def recipe(self) -> dict[str, Any]:
         """The settings that decide what is learned: those a resumed run must share."""
         settings = json.loads(json.dumps(self.as_json()))
-        return {name: value for name, value in settings.items() if name not in _PACE}
+        return {name: value for name, value in settings.items() if name not in PACE}
 
 
-_PACE = frozenset(
+PACE = frozenset(
     [
         "shards",
         "ids",
@@ -181,7 +181,7 @@ _PACE = frozenset(
         "tensorboard",
     ]
 )
-"""How a run is done. The data are compared by their content, not by their paths."""
+"""Settings of how a run is done. Data are compared by their content, not by their paths."""
 
 # Weights that have learned already are moved gently, and saw whole captions when they were made.
 _FOR_CHECKPOINTS = {
@@ -194,12 +194,12 @@ def make_config(**chosen: Any) -> TrainConfig:
 
     What is frozen sees its pictures or captions as they are, so that they are embedded only once.
     """
-    if chosen.get("model", TrainConfig.model) not in SHAPES:
-        chosen = _FOR_CHECKPOINTS | chosen
     if "image" in chosen.get("freeze", ()):
         chosen = {"smallest_crop": 1.0} | chosen
     if "text" in chosen.get("freeze", ()):
         chosen = {"masked_tokens": 0.0} | chosen
+    if chosen.get("model", TrainConfig.model) not in SHAPES:
+        chosen = _FOR_CHECKPOINTS | chosen
     return TrainConfig(**chosen)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import torch
 
 from coyo_align.errors import AlignError
@@ -67,6 +68,24 @@ def seed_of(*numbers: int) -> int:
     So every step has its own random state, and a run that goes on after a stop needs none saved.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether this is torch's, or Python's, way of saying so."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take on a GPU, or in memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    process = psutil.Process()
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    free = int(psutil.virtual_memory().available)
+    return free if limit < 0 else max(0, min(free, limit - process.memory_info().vms))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -32,11 +32,18 @@ class World:
 
 
 def find_world() -> World:
-    """The world that ``torchrun`` has described in the environment; alone without one."""
+    """The world that ``torchrun`` has described in the environment; alone without one.
+
+    Raises:
+        AlignError: it is described by something that is no number.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return World(*(int(os.environ.get(name, "0")) for name in names))
+    given = {name: os.environ.get(name, "0") for name in names}
+    if not all(value.isdigit() for value in given.values()):
+        raise AlignError(f"The environment describes no processes: {given}. Start with torchrun.")
+    return World(*map(int, given.values()))
 
 
 @contextmanager

@@ -4,41 +4,36 @@ fp32 throughout and BatchNorm as it was saved, so the same directory gives the s
 here and in plain transformers. Left out: anything that looks at the embeddings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from coyo_align.batch import Feed, cut
+from coyo_align.checkpoint import load_checkpoint
+from coyo_align.data import Pairs
+from coyo_align.device import pick_device, torch_threads
 from coyo_align.errors import AlignError
+from coyo_align.images import preprocess_of
 from coyo_align.model import Align
+from coyo_align.stream import stream
+from coyo_align.tokenizer import encode
 
 Embeddings = NDArray[np.float32]
+Ints = NDArray[np.int64]
 OnEmbed = Callable[[int], None]
-"""Called after every batch with the rows embedded so far."""
-
-
-@torch.inference_mode()
-def embed_images(
-    model: Align, feed: Feed, rows: NDArray[np.int64], batch_size: int, on_embed: OnEmbed
-) -> Embeddings:
-    """Unit vectors of the pictures in these rows, (rows, width).
-
-    Raises:
-        AlignError: an embedding is not a number.
-    """
-    model.eval()
-    found = []
-    for batch in cut(rows, batch_size):
-        found.append(model.embed_images(feed.pixels(batch)).cpu().numpy())
-        on_embed(len(batch))
-    return _finite(np.concatenate(found), "picture")
+"""Called after every batch with the rows it had."""
+OnProgress = Callable[[int, int], None]
+"""Called with the pictures and texts embedded so far, and how many there are."""
 
 
 @torch.inference_mode()
 def embed_texts(
-    model: Align, feed: Feed, rows: NDArray[np.int64], batch_size: int, on_embed: OnEmbed
+    model: Align, feed: Feed, rows: Ints, batch_size: int, on_embed: OnEmbed
 ) -> Embeddings:
     """Unit vectors of the captions in these rows, (rows, width).
 
@@ -59,10 +54,11 @@ def embed_texts(
         on_embed(len(batch))
     if found is None:
         raise ValueError("no rows to embed")
-    return _finite(found, "caption")
+    return finite(found, "caption")
 
 
-def _finite(embeddings: Embeddings, of: str) -> Embeddings:
+def finite(embeddings: Embeddings, of: str) -> Embeddings:
+    """Return the embeddings of pictures or captions, if all are numbers; else ``AlignError``."""
     bad = int((~np.isfinite(embeddings).all(axis=1)).sum())
     if bad:
         raise AlignError(
@@ -70,3 +66,114 @@ def _finite(embeddings: Embeddings, of: str) -> Embeddings:
             "or training diverged. Train again with a lower learning rate."
         )
     return embeddings
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures that were embedded; those with equal pixels, as the model sees them, are one.
+
+    Attributes:
+        rows: of the pairs, those of the rows asked for whose pictures decode.
+        embeddings: (rows, width) unit vectors.
+        digests: of the pixels.
+        picture_of: (rows,) the number of the picture.
+        first: (pictures,) the first place among ``rows`` that has it.
+    """
+
+    rows: Ints
+    embeddings: Embeddings
+    digests: list[bytes]
+    picture_of: Ints
+    first: Ints
+
+
+class Embedder:
+    """A checkpoint on its device, that turns texts and the pictures of shards into unit vectors."""
+
+    def __init__(
+        self,
+        run: Path,
+        batch_size: int = 256,
+        threads: int | None = None,
+        device: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Load a checkpoint.
+
+        Args:
+            run: a run, or any ALIGN directory.
+            batch_size: pictures or texts at a time; changes time and memory only.
+            threads: of torch, None for the machine's.
+            device: None for CUDA where there is one, else the CPU.
+            on_progress: called with what has been embedded and what there is to embed.
+
+        Raises:
+            AlignError: the run or the device can't be used.
+        """
+        self._place = pick_device(device)
+        self._checkpoint = load_checkpoint(run)
+        self.preprocess = preprocess_of(self._checkpoint.image_processor)
+        self._model = Align(self._checkpoint.hf).to(self._place).eval()
+        self._batch_size = batch_size
+        self._threads = threads
+        self._on_progress = on_progress
+        self._done = self._total = 0
+
+    def expect(self, rows: int) -> None:
+        """Say how many pictures and texts will come, for the progress."""
+        self._total = rows
+
+    def pictures(self, pairs: Pairs, rows: Ints) -> Seen:
+        """Embed the pictures in these rows, each decoded once.
+
+        Raises:
+            AlignError: none of them decodes, or an embedding is not a number.
+        """
+        feed = self._feed(pairs, [])
+        good, found, digests = [rows[:0]], [], []
+        batches = ((batch, None) for batch in cut(rows, self._batch_size))
+        with torch_threads(self._threads), torch.inference_mode():
+            for batch, pixels in stream(pairs, batches):
+                if not len(batch):
+                    continue
+                digests += [sha256(picture).digest() for picture in pixels]
+                floats = feed.to_floats(torch.from_numpy(pixels).to(self._place))
+                found.append(self._model.embed_images(floats).cpu().numpy())
+                good.append(np.array(batch))
+                self._embedded(len(batch))
+        if not found:
+            raise AlignError(f"None of the {len(rows)} pictures decodes: {pairs.skipped}.")
+        picture_of, first = number_alike(digests)
+        embeddings = finite(np.concatenate(found), "picture")
+        return Seen(np.concatenate(good), embeddings, digests, picture_of, first)
+
+    def texts(self, pairs: Pairs, texts: Sequence[str]) -> Embeddings:
+        """Embed texts, (texts, width); the pairs lend their shape only."""
+        feed = self._feed(pairs, texts)
+        with torch_threads(self._threads):
+            return embed_texts(
+                self._model, feed, np.arange(len(texts)), self._batch_size, self._embedded
+            )
+
+    def _feed(self, pairs: Pairs, texts: Sequence[str]) -> Feed:
+        tokens = encode(self._checkpoint.tokenizer, texts)
+        pad_id = self._checkpoint.tokenizer.pad_token_id
+        return Feed(pairs.images, tokens, self.preprocess, pad_id, self._place)
+
+    def _embedded(self, rows: int) -> None:
+        self._done += rows
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
+
+
+def number_alike(keys: Iterable[Hashable]) -> tuple[Ints, Ints]:
+    """Number equal keys alike: the group of each place, and the first place of each group."""
+    groups: dict[Hashable, int] = {}
+    group_of = []
+    first = []
+    for place, key in enumerate(keys):
+        if key not in groups:
+            groups[key] = len(groups)
+            first.append(place)
+        group_of.append(groups[key])
+    return np.asarray(group_of, dtype=np.int64), np.asarray(first, dtype=np.int64)

@@ -1,45 +1,45 @@
-"""Does a picture find its caption, and a caption its picture: retrieval among held-out pairs.
+"""What a checkpoint can do: find captions and pictures, name classes, know its neighbours.
 
-Recall@k is the share of queries with a right answer among the k nearest, the median rank is where
-the first right one stands; each has beside it what blind guessing would score on the same pairs.
-
-Rules, chosen so that nothing flatters a model:
+Every figure has beside it what blind guessing would score on the same data, and the interval it
+would have with other pictures (``bootstrap``). Rules, chosen so that nothing flatters a model:
 
 - Pictures with equal pixels (as the model sees them) are one picture with several captions, and
   any of them is a hit, as with COCO's five. Every caption is a query, as in the literature.
 - Equal captions can't be told apart: each is right for every picture that has one of them.
 - A tie counts as lost: a right answer stands behind every wrong one that is as near. A model that
   embeds everything alike comes out last, not first.
+- What can't be used is counted with its reason.
 
-Left out: classification, nearest neighbours, and intervals around the figures.
+Left out: the arithmetic, which ``retrieval``, ``nearest`` and ``bootstrap`` do on arrays alone, and
+comparing two models.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.batch import Feed
-from coyo_align.checkpoint import load_checkpoint
-from coyo_align.data import OnLoad, load_pairs
-from coyo_align.device import pick_device, torch_threads
-from coyo_align.embed import embed_images, embed_texts
+from coyo_align.bootstrap import Interval, class_mean, interval, share_interval
+from coyo_align.captions import FIELDS, CaptionsFile, Found, find_pictures, read_captions
+from coyo_align.data import OnLoad, Pairs, load_pairs
+from coyo_align.embed import Embedder, Seen, number_alike
 from coyo_align.errors import AlignError
-from coyo_align.images import preprocess_of
-from coyo_align.model import Align
-from coyo_align.retrieval import Scores, score
-from coyo_align.tokenizer import encode
-
-OnProgress = Callable[[int, int], None]
-"""Called with the pictures and captions embedded so far, and how many there are."""
+from coyo_align.labels import CLS, label_text, read_labels, resolve_labels
+from coyo_align.nearest import K, chance_of_vote, neighbours, vote
+from coyo_align.retrieval import Ints, Scores, first_right_ranks, score
+from coyo_align.templates import DEFAULT_TEMPLATE, fill
 
 
 @dataclass(frozen=True)
 class RetrievalScores:
-    """Both directions, and what they were measured on."""
+    """Both directions, and what they were measured on.
+
+    ``found_by`` says how the pictures of a captions file were found in the shards, and
+    ``lost_captions`` why captions of it were not used.
+    """
 
     image_to_text: Scores
     text_to_image: Scores
@@ -47,79 +47,320 @@ class RetrievalScores:
     n_texts: int
     skipped: dict[str, int]
     missing_ids: int
+    found_by: str | None = None
+    lost_captions: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A share between 0 and 1, its 95 % interval, and what chance scores."""
+
+    value: float
+    ci: Interval
+    chance: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The labelled pictures that neighbours were looked for in.
+
+    ``shared`` counts the pictures asked about that are in it too, pixel for pixel: each finds
+    itself. ``missing_classes`` are those of the pictures asked about that it has no picture of.
+    """
+
+    n_images: int
+    shared: int
+    missing_classes: int
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Shares of pictures put into their class, and what they were measured on."""
+
+    figures: dict[str, Figure]
+    n_images: int
+    classes: int
+    classes_without_images: int
+    skipped: dict[str, int]
+    missing_ids: int
+    gallery: Gallery | None = None
 
 
 def evaluate_retrieval(
-    run: Path,
+    embedder: Embedder,
     shards: Path,
     ids: Path | None = None,
-    batch_size: int = 256,
+    *,
+    captions: Path | None = None,
+    split: str | None = None,
     threads: int | None = None,
-    device: str | None = None,
-    on_progress: OnProgress | None = None,
     on_load: OnLoad | None = None,
 ) -> RetrievalScores:
-    """Score a run, or any ALIGN directory, on the pairs of a shards directory.
+    """Score a checkpoint on the pairs of a shards directory.
 
     Args:
-        run: directory with the checkpoint.
+        embedder: the checkpoint.
         shards: directory with the tars.
         ids: parquet file or directory with the ids to use, None for all.
-        batch_size: pictures or captions embedded at a time; changes time and memory only.
-        threads: of torch and of the decoder, None for the machine's.
-        device: None for CUDA where there is one, else the CPU.
-        on_progress: progress of embedding.
+        captions: a file that has them, see ``captions``; None for those in the shards.
+        split: of that file.
+        threads: of the decoder, None for the machine's.
         on_load: progress of decoding.
 
     Raises:
-        AlignError: the run or the shards can't be used, or fewer than two pairs are left.
+        AlignError: files can't be used or don't fit, or there are fewer than two pictures.
     """
-    place = pick_device(device)
-    checkpoint = load_checkpoint(run)
-    preprocess = preprocess_of(checkpoint.image_processor)
-    pairs = load_pairs(shards, preprocess, ids, threads=threads, on_load=on_load)
-    if len(pairs) < 2:
+    file = None if captions is None else read_captions(captions, split)
+    pairs = load_pairs(
+        shards,
+        embedder.preprocess,
+        ids,
+        threads=threads,
+        fields=() if file is None else FIELDS,
+        need_caption=file is None,
+        on_load=on_load,
+    )
+    if file is None:
+        found_by, lost = None, None
+        rows = np.arange(len(pairs))
+        embedder.expect(len(rows) + len(set(pairs.captions)))
+        seen = embedder.pictures(pairs, rows)
+        texts = [pairs.captions[row] for row in seen.rows]
+        picture_of = seen.picture_of
+        skipped = pairs.skipped
+    else:
+        found = find_pictures(file, pairs.fields, pairs.ids)
+        rows = np.unique(np.concatenate(list(found.rows.values())))
+        embedder.expect(len(rows) + len({text for some in file.captions.values() for text in some}))
+        seen = embedder.pictures(pairs, rows)
+        picture_of, texts, lost = _join(file, found, seen)
+        found_by = found.by
+        without = len(pairs) - len(rows)
+        skipped = pairs.skipped | ({"no caption in the file": without} if without else {})
+    used, picture_of = np.unique(picture_of, return_inverse=True)
+    if len(used) < 2:
         raise AlignError(
-            f"Only {len(pairs)} usable pair in {shards}: retrieval needs at least 2 to choose from."
+            f"{shards} has only {len(used)} usable picture with captions, copies not counted: "
+            "retrieval needs at least 2 to choose from."
         )
-    tokens = encode(checkpoint.tokenizer, pairs.captions)
-    feed = Feed(pairs.images, tokens, preprocess, checkpoint.tokenizer.pad_token_id, place)
-    image_of, first_images = _groups(sha256(row).digest() for row in pairs.images)
-    text_of, first_texts = _groups(pairs.captions)
-
-    done = 0
-    total = len(first_images) + len(first_texts)
-
-    def embedded(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if on_progress is not None:
-            on_progress(done, total)
-
-    with torch_threads(threads):
-        model = Align(checkpoint.hf).to(place)
-        images = embed_images(model, feed, first_images, batch_size, embedded)
-        texts = embed_texts(model, feed, first_texts, batch_size, embedded)
-    right = np.unique(np.stack([image_of, text_of], axis=1), axis=0)
-    captions = np.bincount(text_of)  # equal captions are embedded once and count as often as given
+    images = seen.embeddings[seen.first[used]]
+    text_of, first_texts = number_alike(texts)
+    sentences = embedder.texts(pairs, [texts[row] for row in first_texts])
+    right = np.unique(np.stack([picture_of, text_of], axis=1), axis=0)
+    captions_of = np.bincount(text_of)  # equal captions are embedded once, and asked each time
     return RetrievalScores(
-        image_to_text=score(images, texts, right, candidate_counts=captions),
-        text_to_image=score(texts, images, right[:, ::-1], query_counts=captions),
-        n_images=len(first_images),
-        n_texts=len(pairs),
-        skipped=pairs.skipped,
+        image_to_text=score(images, sentences, right, candidate_counts=captions_of),
+        text_to_image=score(sentences, images, right[:, ::-1], text_of, picture_of),
+        n_images=len(used),
+        n_texts=len(texts),
+        skipped=skipped,
+        missing_ids=pairs.missing_ids,
+        found_by=found_by,
+        lost_captions=lost,
+    )
+
+
+def _join(file: CaptionsFile, found: Found, seen: Seen) -> tuple[Ints, list[str], dict[str, int]]:
+    """The picture of each caption, the captions, and why others have none."""
+    number = dict(zip(seen.rows.tolist(), seen.picture_of.tolist(), strict=True))
+    lost = Counter(file.skipped)
+    picture_of: list[int] = []
+    texts: list[str] = []
+    for picture, captions in file.captions.items():
+        rows = found.rows.get(picture, ())
+        pictures = {number[row] for row in rows if row in number}
+        if len(pictures) == 1:
+            picture_of += [*pictures] * len(captions)
+            texts += captions
+        elif pictures:
+            lost["several pictures have that name"] += len(captions)
+        else:
+            why = "picture does not decode" if rows else "picture not in the shards"
+            lost[why] += len(captions)
+    return np.asarray(picture_of, dtype=np.int64), texts, dict(lost)
+
+
+def evaluate_classification(
+    embedder: Embedder,
+    shards: Path,
+    labels: str,
+    ids: Path | None = None,
+    *,
+    templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+    label_field: str = CLS,
+    threads: int | None = None,
+    on_load: OnLoad | None = None,
+) -> ClassScores:
+    """Score zero-shot classification: which class's texts is a picture nearest to.
+
+    Args:
+        embedder: the checkpoint.
+        shards: directory with the tars.
+        labels: a file of class names or a list of them, see ``read_labels``.
+        ids: parquet file or directory with the ids to use, None for all.
+        templates: texts with ``{}`` where the class name goes.
+        label_field: field of the samples' json that has the label; ``cls`` is the .cls file.
+        threads: of the decoder, None for the machine's.
+        on_load: progress of decoding.
+
+    Raises:
+        AlignError: files can't be used or don't fit, or no sample has a label.
+    """
+    names = read_labels(labels)
+    prompts = [text for name in names for text in fill(templates, name)]
+    pairs = _labelled(embedder, shards, ids, label_field, threads, on_load)
+    asked = _use_labels(pairs, names, label_field, shards)
+    embedder.expect(len(asked.rows) + len(prompts))
+    texts = embedder.texts(pairs, prompts).reshape(len(names), len(templates), -1).mean(axis=1)
+    texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-6)
+    images, classes = _see(embedder, pairs, asked)
+    clusters = images.picture_of
+    right = np.stack([np.arange(len(classes)), classes], axis=1)
+    ranks = first_right_ranks(images.embeddings, texts, right, np.ones(len(names), np.int64))
+    figures = {}
+    for k in (1, 5):
+        chance = min(1.0, k / len(names))
+        hits = ranks <= k
+        figures[f"top-{k}"] = Figure(float(hits.mean()), share_interval(hits, clusters), chance)
+    figures["mean per class"] = _over_classes(ranks <= 1, classes, clusters, 1 / len(names))
+    return ClassScores(
+        figures=figures,
+        n_images=len(classes),
+        classes=len(names),
+        classes_without_images=len(names) - len(np.unique(classes)),
+        skipped=_skipped(pairs, asked),
         missing_ids=pairs.missing_ids,
     )
 
 
-def _groups(keys: Iterable[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number equal keys alike: the group of each row, and the first row of each group."""
-    groups: dict[Hashable, int] = {}
-    group_of = []
-    first = []
-    for row, key in enumerate(keys):
-        if key not in groups:
-            groups[key] = len(groups)
-            first.append(row)
-        group_of.append(groups[key])
-    return np.asarray(group_of, dtype=np.int64), np.asarray(first, dtype=np.int64)
+def evaluate_knn(
+    embedder: Embedder,
+    shards: Path,
+    gallery: Path,
+    ids: Path | None = None,
+    *,
+    labels: str | None = None,
+    label_field: str = CLS,
+    threads: int | None = None,
+    on_load: OnLoad | None = None,
+) -> ClassScores:
+    """Score the image tower alone: is a picture's nearest labelled neighbour of its class.
+
+    Args:
+        embedder: the checkpoint.
+        shards: directory with the tars.
+        gallery: directory with the tars of the labelled neighbours.
+        ids: parquet file or directory with the ids of ``shards`` to use, None for all.
+        labels: the classes, see ``read_labels``; None for those of the gallery.
+        label_field: field of the samples' json that has the label; ``cls`` is the .cls file.
+        threads: of the decoder, None for the machine's.
+        on_load: progress of decoding.
+
+    Raises:
+        AlignError: files can't be used or don't fit, or no sample has a label.
+    """
+    names = None if labels is None else read_labels(labels)
+    known = _labelled(embedder, gallery, None, label_field, threads, on_load)
+    if names is None:
+        names = sorted({text for value in known.fields[label_field] if (text := label_text(value))})
+    there = _use_labels(known, names, label_field, gallery)
+    pairs = _labelled(embedder, shards, ids, label_field, threads, on_load)
+    asked = _use_labels(pairs, names, label_field, shards)
+    embedder.expect(len(there.rows) + len(asked.rows))
+    candidates, voters = _see(embedder, known, there)
+    images, classes = _see(embedder, pairs, asked)
+    clusters = images.picture_of
+    found, cosines = neighbours(images.embeddings, classes, candidates.embeddings, voters)
+    shares = np.bincount(voters, minlength=len(names)) / len(voters)
+    nearest = voters[found[:, 0]] == classes
+    votes = vote(classes, voters[found], cosines)
+    chance, chance_per_class = chance_of_vote(classes, voters, found, cosines)
+    present = np.unique(classes)
+    in_gallery = set(candidates.digests)
+    return ClassScores(
+        figures={
+            "1-NN": Figure(
+                float(nearest.mean()),
+                share_interval(nearest, clusters),
+                float(shares[classes].mean()),
+            ),
+            "1-NN mean per class": _over_classes(
+                nearest, classes, clusters, float(shares[present].mean())
+            ),
+            f"{K}-NN": Figure(float(votes.mean()), share_interval(votes, clusters), chance),
+            f"{K}-NN mean per class": _over_classes(votes, classes, clusters, chance_per_class),
+        },
+        n_images=len(classes),
+        classes=len(names),
+        classes_without_images=len(names) - len(present),
+        skipped=_skipped(pairs, asked),
+        missing_ids=pairs.missing_ids,
+        gallery=Gallery(
+            n_images=len(voters),
+            shared=sum(digest in in_gallery for digest in images.digests),
+            missing_classes=int((shares[present] == 0).sum()),
+            skipped=_skipped(known, there),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Rows that have a class, their classes, and why others have none."""
+
+    rows: Ints
+    classes: Ints
+    lost: dict[str, int]
+
+
+def _labelled(
+    embedder: Embedder,
+    shards: Path,
+    ids: Path | None,
+    label_field: str,
+    threads: int | None,
+    on_load: OnLoad | None,
+) -> Pairs:
+    return load_pairs(
+        shards,
+        embedder.preprocess,
+        ids,
+        threads=threads,
+        fields=(label_field,),
+        need_caption=False,
+        on_load=on_load,
+    )
+
+
+def _use_labels(pairs: Pairs, names: Sequence[str], label_field: str, shards: Path) -> _Labelled:
+    values = pairs.fields[label_field]
+    classes, lost = resolve_labels(values, names)
+    rows = np.flatnonzero(classes >= 0)
+    if not len(rows):
+        shown = ", ".join([*map(repr, names[:3]), *(["..."] if len(names) > 3 else [])])
+        where = "a .cls file" if label_field == CLS else f"{label_field!r} in its json"
+        seen = next((text for value in values if (text := label_text(value))), None)
+        raise AlignError(
+            f"No sample in {shards} has one of the {len(names):,} classes ({shown}) as its label: "
+            + (f"none has {where}." if seen is None else f"the first has {seen!r} as {where}.")
+        )
+    return _Labelled(rows, classes[rows], lost)
+
+
+def _see(embedder: Embedder, pairs: Pairs, labelled: _Labelled) -> tuple[Seen, Ints]:
+    """Embed the rows that have a class; those that decode, and their classes."""
+    seen = embedder.pictures(pairs, labelled.rows)
+    return seen, labelled.classes[np.searchsorted(labelled.rows, seen.rows)]
+
+
+def _skipped(pairs: Pairs, labelled: _Labelled) -> dict[str, int]:
+    return dict(Counter(pairs.skipped) + Counter(labelled.lost))
+
+
+def _over_classes(hits: NDArray[np.bool_], classes: Ints, clusters: Ints, chance: float) -> Figure:
+    mean = class_mean(hits, classes)
+    value = float(mean(np.ones((1, len(hits))))[0])
+    if hits.all() or not hits.any():
+        return Figure(value, share_interval(hits, clusters), chance)
+    return Figure(value, interval(mean, clusters), chance)

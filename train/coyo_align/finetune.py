@@ -6,15 +6,14 @@ on with the same bits. The caller's random state is left alone. Left out: evalua
 ``evaluate`` is for the end.
 """
 
-import json
 import math
 import shutil
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -27,20 +26,22 @@ from coyo_align.batch import (
     BatchPlan,
     Feed,
     Part,
-    Rows,
     augmented,
+    cut,
     rows_for_norms,
     training_batches,
 )
 from coyo_align.card import write_card
-from coyo_align.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from coyo_align.config import MAX_TOKENS, SHAPES, TrainConfig, check
-from coyo_align.data import OnLoad, Pairs, load_pairs, stream
+from coyo_align.checkpoint import save_checkpoint
+from coyo_align.config import Precision, TrainConfig, check
+from coyo_align.data import OnLoad, Pairs
 from coyo_align.device import (
     device_name,
+    free_memory,
     own_randomness,
     peak_memory,
     pick_device,
+    ran_out_of_memory,
     seed_of,
     torch_threads,
 )
@@ -50,27 +51,27 @@ from coyo_align.distributed import (
     gather_rows,
     joined,
     mean_of_all,
-    share_batchnorm,
     share_of_batch,
 )
-from coyo_align.embed import embed_images, embed_texts
+from coyo_align.embed import embed_texts
 from coyo_align.errors import AlignError
-from coyo_align.images import Preprocess, image_processor, preprocess_of
+from coyo_align.estimate import estimate
 from coyo_align.loss import contrastive_loss, sigmoid_loss
-from coyo_align.metrics import MetricsLog
-from coyo_align.model import Align, build, random_parts, reestimate_batchnorm, set_dropout
+from coyo_align.metrics import MetricsLog, Standing
+from coyo_align.model import Align, reestimate_batchnorm
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
+from coyo_align.pictures import Rows
+from coyo_align.prepare import begin, digest_of, make_model, plan_batches, prepare
 from coyo_align.state import CHECKPOINTS, Training, restore_state, save_state
-from coyo_align.tokenizer import encode, train_tokenizer
+from coyo_align.stream import stream
 
-OnProgress = Callable[[int, int, float], None]
-"""Called after every ``log_every`` steps and the last one with the samples seen, the samples of
-the whole run, and the mean loss since the last call."""
+OnProgress = Callable[[Standing], None]
+"""Called after every ``log_every`` steps and the last one."""
 
 _NORM_BATCHES = 16
 """For the last BatchNorm statistics; ten are enough for the average to settle."""
+_EMBED_ROWS = 256
 _CHECKPOINT_SECONDS = 600.0
-_SETTINGS = "train_config.json"
 _WEIGHTS, _DROPOUT = 101, 102
 """Streams of random numbers besides those of ``batch``."""
 
@@ -79,8 +80,8 @@ _WEIGHTS, _DROPOUT = 101, 102
 class TrainResult:
     """What a run did. ``seconds`` are of the loop; decoding before it is ``load_seconds``.
 
-    ``data_wait`` is the share of ``seconds`` spent waiting for a batch, ``peak_memory`` in bytes, of
-    the GPU where there is one. After a stop, figures of speed are those of the last stretch.
+    ``data_wait`` is the share of ``seconds`` spent waiting for a batch; ``peak_memory`` is in
+    bytes, of the GPU where there is one. After a stop, figures of speed are of the last stretch.
     """
 
     pairs: int
@@ -103,6 +104,8 @@ class TrainResult:
     device: str
     processes: int
     threads: int
+    leads: bool
+    """Whether this process wrote the run; the others of a ``torchrun`` only computed."""
 
 
 def finetune(
@@ -125,20 +128,21 @@ def finetune(
     device = pick_device(config.device, world.local)
     with torch_threads(config.threads), own_randomness(device), joined(world, device):
         if world.leads:
-            _begin(config)
+            begin(config)
         started = time.perf_counter()
         torch.manual_seed(seed_of(config.seed, _WEIGHTS))
-        checkpoint, pairs, feed = _prepare(config, device, on_load)
-        model = _align(config, checkpoint).to(device)
-        plan = _plan(config, checkpoint, model, share, device)
-        towers = _towers(config, model, feed, plan, world)
+        checkpoint, pairs, feed = prepare(config, device, on_load)
+        model = make_model(config, checkpoint, world, device)
+        plan = plan_batches(config, checkpoint, share, device)
+        towers = ready_towers(config, model, pairs, feed, plan, world)
+        plan = _without_bad_pictures(plan, towers)
         load_seconds = time.perf_counter() - started
 
         optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
         trained = [p for p in model.parameters() if p.requires_grad]
         averages = AveragedWeights(trained, config.ema) if config.ema else None
         training = Training(model, optimizer, averages)
-        same = {"settings": config.recipe(), "data": _digest(pairs), "processes": world.size}
+        same = {"settings": config.recipe(), "data": digest_of(pairs), "processes": world.size}
         first, note, remarks = restore_state(config.output, training, same)
 
         steps = math.ceil(config.samples / config.batch_size)
@@ -150,7 +154,7 @@ def finetune(
         with (
             closing(batches),
             MetricsLog(config, first if world.leads else None) as log,
-            _saying_what_fits(config, model, feed, world),
+            _saying_what_fits(config, model, feed),
         ):
             started = kept = time.perf_counter()
             for step in range(first, steps):
@@ -166,7 +170,7 @@ def finetune(
 
                 torch.manual_seed(seed_of(config.seed, _DROPOUT, step, world.rank))
                 optimizer.zero_grad(set_to_none=True)
-                unread.append(_backward(config, towers, batch))
+                unread.append(backward(config, towers, batch))
                 norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_norm)
                 optimizer.step()
                 model.clamp_temperature()
@@ -186,16 +190,17 @@ def finetune(
                     _check_losses(fresh, [*losses, *fresh], done, rate, model, norm.item())
                     losses.extend(fresh)
                 if log_now:
-                    log.write(
+                    standing = log.write(
                         done,
+                        steps,
                         loss=float(np.mean(losses)),
                         learning_rate=rate,
                         temperature=model.temperature.item(),
                         grad_norm=norm.item(),
                         waited=waited,
                     )
-                    if on_progress is not None:
-                        on_progress(done * config.batch_size, budget, float(np.mean(losses)))
+                    if on_progress is not None and world.leads:
+                        on_progress(standing)
                 if keep_now and done < steps:
                     save_state(config.output, training, done, same | {"losses": list(losses)})
                     kept = time.perf_counter()
@@ -226,6 +231,7 @@ def finetune(
                 device=device_name(device),
                 processes=world.size,
                 threads=torch.get_num_threads(),
+                leads=world.leads,
             )
             if world.leads:
                 model.to_hf()
@@ -237,7 +243,7 @@ def finetune(
 
 
 @dataclass(frozen=True)
-class _Towers:
+class Towers:
     """The model as it is called in a step, and what is known of a frozen tower beforehand."""
 
     call: Any
@@ -272,13 +278,13 @@ class _Towers:
         return contrastive_loss(images, texts, temperature, config.label_smoothing, everyone)
 
 
-def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
+def backward(config: TrainConfig, towers: Towers, batch: Batch) -> Tensor:
     """Gradients of one batch; returns its loss, over all processes.
 
     A batch in parts is embedded twice: first without gradients, for the loss of all its pairs and
     what each embedding is asked to change; then part by part, to hand that on to the weights (Gao
     et al. 2021). It is the same as at once only if both times give the same embeddings, which
-    ``_plan`` has made sure of.
+    ``make_model`` has made sure of.
     """
     if len(batch.parts) == 1:
         loss = towers.loss(config, *towers.embed(batch.parts[0]))
@@ -299,116 +305,16 @@ def _backward(config: TrainConfig, towers: _Towers, batch: Batch) -> Tensor:
     return mean_of_all(loss.detach(), towers.world)
 
 
-def _begin(config: TrainConfig) -> None:
-    """Write down what is begun, unless it was begun before."""
-    config.output.mkdir(parents=True, exist_ok=True)
-    settings = config.output / _SETTINGS
-    if (config.output / "config.json").exists():
-        raise AlignError(f"{config.output} holds a model already. Give a new directory.")
-    if settings.exists():
-        before, now = json.loads(settings.read_text(encoding="utf-8")), config.recipe()
-        if changed := [name for name in now if before.get(name) != now[name]]:
-            raise AlignError(
-                f"{config.output} holds an unfinished run with another {', '.join(changed)}. Give "
-                "the settings as they were to go on with it, or a new directory."
-            )
-    half = settings.with_suffix(".half")
-    half.write_text(json.dumps(config.as_json(), indent=2) + "\n", encoding="utf-8")
-    half.replace(settings)
-
-
-def _prepare(
-    config: TrainConfig, device: torch.device, on_load: OnLoad | None
-) -> tuple[Checkpoint, Pairs, Feed]:
-    """The model with its processor and tokenizer, the pairs, and both joined."""
-    if (shape := SHAPES.get(config.model)) is None:
-        checkpoint = load_checkpoint(config.model)
-        pairs = _load(config, preprocess_of(checkpoint.image_processor), on_load)
-    else:
-        side = config.image_size or shape.image_size
-        processor = image_processor(side)
-        pairs = _load(config, preprocess_of(processor), on_load)
-        tokenizer = train_tokenizer(pairs.captions, shape.vocabulary)
-        hf = build(shape, side, len(tokenizer), tokenizer.pad_token_id)
-        checkpoint = Checkpoint(hf, processor, tokenizer)
-    feed = Feed(
-        images=pairs.images,
-        tokens=encode(checkpoint.tokenizer, pairs.captions),
-        preprocess=preprocess_of(checkpoint.image_processor),
-        pad_id=checkpoint.tokenizer.pad_token_id,
-        device=device,
-    )
-    return checkpoint, pairs, feed
-
-
-def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -> Pairs:
-    pairs = load_pairs(
-        config.shards,
-        preprocess,
-        config.ids,
-        cache=config.cache,
-        workers=config.workers,
-        threads=config.threads,
-        on_load=on_load,
-    )
-    if len(pairs) < config.batch_size:
-        raise AlignError(
-            f"The batch size {config.batch_size} is larger than the {len(pairs)} usable pairs in "
-            f"{config.shards}. Choose a batch size of at most {len(pairs)}."
-        )
-    return pairs
-
-
-def _align(config: TrainConfig, checkpoint: Checkpoint) -> Align:
-    set_dropout(checkpoint.hf, config.text_dropout, config.drop_path)
-    model = Align(checkpoint.hf, config.temperature, config.freeze, config.loss)
-    if config.lora is not None:
-        model.add_lora(config.lora)
-    model.hf.vision_model.to(memory_format=torch.channels_last)
-    model.train()
-    if config.accumulate > 1 and (parts := random_parts(model)):
-        raise AlignError(
-            f"Taking a batch in {config.accumulate} parts would not give the gradients of the "
-            f"whole, because of {', '.join(parts)}. Without accumulate, a smaller batch or "
-            "checkpoint_activations saves memory."
-        )
-    return model
-
-
-def _plan(
-    config: TrainConfig, checkpoint: Checkpoint, model: Align, share: slice, device: torch.device
-) -> BatchPlan:
-    """What a batch is made of. Frozen towers are left out if they would give the same every time."""
-    on_gpu = device.type == "cuda"
-    if config.accumulate > 1 and share.stop - share.start < config.batch_size:
-        raise AlignError("accumulate works in one process; with several, each takes its share.")
-    return BatchPlan(
-        seed=config.seed,
-        batch_size=config.batch_size,
-        share=share,
-        parts=config.accumulate,
-        smallest_crop=config.smallest_crop,
-        masked_tokens=config.masked_tokens,
-        mask_id=checkpoint.tokenizer.mask_token_id,  # BERT's, which every ALIGN tokenizer has
-        group=256 if on_gpu else 32,
-        # A compiled tower is compiled anew for every length, and positions end at 64 or later.
-        multiple=16 if on_gpu and checkpoint.tokenizer.model_max_length == MAX_TOKENS else 1,
-        with_images=not ("image" in config.freeze and config.smallest_crop == 1),
-        with_texts=not ("text" in config.freeze and config.masked_tokens == 0),
-        workers=config.workers,
-    )
-
-
-def _towers(
-    config: TrainConfig, model: Align, feed: Feed, plan: BatchPlan, world: World
-) -> _Towers:
+def ready_towers(
+    config: TrainConfig, model: Align, pairs: Pairs, feed: Feed, plan: BatchPlan, world: World
+) -> Towers:
     """The model made ready to be called; embeds what a frozen tower will always give."""
     on_gpu = feed.device.type == "cuda"
-    rows = np.arange(len(feed.tokens))
-    known = [
-        None if needed else torch.from_numpy(embed(model, feed, rows, 256, lambda _: None))
-        for needed, embed in ((plan.with_images, embed_images), (plan.with_texts, embed_texts))
-    ]
+    images = None if plan.with_images else _embed_pictures(model, pairs, feed, plan)
+    texts = None
+    if not plan.with_texts:
+        rows = np.arange(len(pairs))
+        texts = torch.from_numpy(embed_texts(model, feed, rows, _EMBED_ROWS, lambda _: None))
     model.train()
     if config.checkpoint_activations:
         model.checkpoint_activations()
@@ -416,13 +322,36 @@ def _towers(
         model.compile_towers()
     call: Any = model
     if world.size > 1:
-        share_batchnorm(model, feed.device)
         call = DistributedDataParallel(
             model, [feed.device.index] if on_gpu else None, broadcast_buffers=False
         )
-    bf16 = on_gpu if config.precision is None else config.precision == "bf16"
-    images, texts = (None if rows is None else rows.to(feed.device) for rows in known)
-    return _Towers(call, feed, world, plan.share, bf16, images, texts)
+    images, texts = (None if known is None else known.to(feed.device) for known in (images, texts))
+    return Towers(call, feed, world, plan.share, in_bf16(config, feed.device), images, texts)
+
+
+def _without_bad_pictures(plan: BatchPlan, towers: Towers) -> BatchPlan:
+    """Leave out the pictures that turned out bad when all were embedded."""
+    if towers.images is None:
+        return plan
+    good = np.flatnonzero(towers.images[:, 0].isfinite().cpu().numpy())
+    if len(good) < plan.batch_size:
+        raise AlignError(
+            f"Only {len(good)} pictures decode to something finite, fewer than a batch of "
+            f"{plan.batch_size}. Choose a smaller batch size."
+        )
+    return replace(plan, usable=good)
+
+
+def _embed_pictures(model: Align, pairs: Pairs, feed: Feed, plan: BatchPlan) -> Tensor:
+    """Embeddings of all pictures by row, on the CPU; NaN for those that don't decode."""
+    known = torch.full((len(pairs), model.hf.projection_dim), math.nan)
+    batches = ((rows, None) for rows in cut(np.arange(len(pairs)), _EMBED_ROWS))
+    model.eval()
+    with closing(stream(pairs, batches, workers=plan.workers)) as found, torch.no_grad():
+        for rows, pixels in found:
+            floats = feed.to_floats(torch.from_numpy(pixels).to(feed.device))
+            known[torch.from_numpy(rows)] = model.embed_images(floats).cpu()
+    return known
 
 
 def _norm_pixels(
@@ -431,19 +360,9 @@ def _norm_pixels(
     """Pictures for BatchNorm's last statistics, as they are used later: not cropped."""
     if not plan.with_images:
         return
-    with closing(
-        stream(pairs, ((batch, batch[:0]) for batch in rows), workers=plan.workers)
-    ) as found:
+    with closing(stream(pairs, ((batch, None) for batch in rows), workers=plan.workers)) as found:
         for _, pixels in found:
             yield feed.to_floats(torch.from_numpy(pixels).to(feed.device))
-
-
-def _digest(pairs: Pairs) -> str:
-    """A fingerprint of the pairs in their order; a run must go on with the data it was begun with."""
-    digest = sha256(np.ascontiguousarray(pairs.ids).tobytes())
-    for caption in pairs.captions:
-        digest.update(caption.encode(errors="surrogatepass") + b"\0")
-    return digest.hexdigest()
 
 
 def _check_losses(
@@ -464,18 +383,31 @@ def _check_losses(
 
 
 @contextmanager
-def _saying_what_fits(
-    config: TrainConfig, model: Align, feed: Feed, world: World
-) -> Iterator[None]:
+def _saying_what_fits(config: TrainConfig, model: Align, feed: Feed) -> Iterator[None]:
     """Turn what torch says when memory runs out into a batch size that would do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "DefaultCPUAllocator" not in str(error):
-                raise
-        raise AlignError(out_of_memory(config, model, feed, world)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # which hold the activations of the step
+        precision: Precision = "bf16" if in_bf16(config, feed.device) else "fp32"
+        tokens = int(np.quantile(feed.tokens.lengths, 0.9))
+        size = feed.preprocess.height, feed.preprocess.width
+        cost = estimate(model, size, tokens, config.batch_size, precision, device=feed.device)
+        room = free_memory(feed.device)
+        fits = cost.batch_that_fits(room + cost.fixed_bytes) * find_world().size
+        advice = (
+            f"Try batch_size {fits}" if 2 <= fits < config.batch_size else "Try a smaller model"
+        )
+        raise AlignError(
+            f"Memory ran out with batches of {config.batch_size}: a sample takes about "
+            f"{cost.bytes_per_sample / 1e6:.1f} MB beside the {cost.fixed_bytes / 1e6:,.0f} MB of "
+            f"the model, and {room / 1e6:,.0f} MB are free for samples. {advice}, or "
+            "checkpoint_activations."
+        ) from error
 
 
-def out_of_memory(config: TrainConfig, model: Align, feed: Feed, world: World) -> str:
-    return "memory"
+def in_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the towers compute in bf16."""
+    return (config.precision or ("bf16" if device.type == "cuda" else "fp32")) == "bf16"

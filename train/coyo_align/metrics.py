@@ -5,6 +5,7 @@ Left out: what is said on a terminal, which is the caller's.
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -13,6 +14,17 @@ from coyo_align.config import TrainConfig
 from coyo_align.errors import AlignError
 
 METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: what it has seen of its budget, and figures since the last time."""
+
+    samples_seen: int
+    budget: int
+    loss: float
+    samples_per_second: float
+    data_wait: float
 
 
 class MetricsLog:
@@ -51,18 +63,20 @@ class MetricsLog:
         if self._board is not None:
             self._board.close()
 
-    def write(self, step: int, waited: float, **values: float) -> None:
+    def write(self, step: int, steps: int, loss: float, waited: float, **values: float) -> Standing:
         """Write what holds after ``step`` steps.
 
         Args:
             step: steps done.
+            steps: of the whole run.
+            loss: the mean since the last time.
             waited: seconds spent waiting for data since the run, or its last stretch, began.
             values: more figures, by name.
         """
         now = time.perf_counter()
         took = now - self._last
         samples = (step - self._step) * self._batch_size
-        line = {"step": step, "samples_seen": step * self._batch_size} | values
+        line = {"step": step, "samples_seen": step * self._batch_size, "loss": loss} | values
         line["samples_per_second"] = samples / took
         line["data_wait"] = min(1.0, (waited - self._waited) / took)
         self._step, self._last, self._waited = step, now, waited
@@ -71,6 +85,13 @@ class MetricsLog:
         if self._board is not None:
             for name in line.keys() - {"step", "samples_seen"}:
                 self._board.add_scalar(name, line[name], line["samples_seen"])
+        return Standing(
+            samples_seen=step * self._batch_size,
+            budget=steps * self._batch_size,
+            loss=loss,
+            samples_per_second=line["samples_per_second"],
+            data_wait=line["data_wait"],
+        )
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the last line."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from coyo_align.bootstrap import Interval, interval, median, share_interval
+
 Embeddings = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 KS = (1, 5, 10)
 
-_TIE = 1e-6
+TIE = 1e-6
 """Nearer than this is a tie: the product of the same two vectors differs in its last bits with
 their place in the matrix."""
 _BLOCK = 2**23
@@ -31,6 +33,8 @@ class Scores:
         median_rank: the rank, from 1, within which half of the queries have a right answer.
         chance_recall: what a random order of the candidates scores on average, by k.
         chance_median_rank: the same for the median rank.
+        recall_ci: the 95 % interval of each recall, were other pictures asked about.
+        median_rank_ci: the same for the median rank.
     """
 
     queries: int
@@ -39,13 +43,16 @@ class Scores:
     median_rank: int
     chance_recall: dict[int, float]
     chance_median_rank: int
+    recall_ci: dict[int, Interval]
+    median_rank_ci: Interval
 
 
 def score(
     queries: Embeddings,
     candidates: Embeddings,
     right: Ints,
-    query_counts: Ints | None = None,
+    asked: Ints | None = None,
+    clusters: Ints | None = None,
     candidate_counts: Ints | None = None,
 ) -> Scores:
     """Score one direction.
@@ -54,23 +61,27 @@ def score(
         queries: (queries, width) unit vectors.
         candidates: (candidates, width) unit vectors.
         right: (right answers, 2) distinct rows of query and candidate, one or more per query.
-        query_counts: how often each query is asked, once by default.
+        asked: the row of each query that is asked, each once by default.
+        clusters: the picture each of the asked queries belongs to, one each by default.
         candidate_counts: how many candidates each row stands for, one by default.
     """
-    asked = np.ones(len(queries), np.int64) if query_counts is None else query_counts
+    asked = np.arange(len(queries)) if asked is None else asked
+    clusters = np.arange(len(asked)) if clusters is None else clusters
     there = np.ones(len(candidates), np.int64) if candidate_counts is None else candidate_counts
-    ranks = first_right_ranks(queries, candidates, right, there)
+    ranks = first_right_ranks(queries, candidates, right, there)[asked]
     n = int(there.sum())
     answers = np.zeros(len(queries), np.int64)
     np.add.at(answers, right[:, 0], there[right[:, 1]])
-    chance = chance_of_rank(answers, asked, n)
+    chance = chance_of_rank(answers[asked], n)
     return Scores(
-        queries=int(asked.sum()),
+        queries=len(asked),
         candidates=n,
-        recall={k: float(asked[ranks <= k].sum() / asked.sum()) for k in KS},
-        median_rank=_median(ranks, asked),
+        recall={k: float((ranks <= k).mean()) for k in KS},
+        median_rank=int(np.sort(ranks)[(len(ranks) - 1) // 2]),
         chance_recall={k: float(chance[min(k, n) - 1]) for k in KS},
         chance_median_rank=int(np.searchsorted(chance, 0.5 - 1e-9)) + 1,
+        recall_ci={k: share_interval(ranks <= k, clusters) for k in KS},
+        median_rank_ci=interval(median(ranks), clusters),
     )
 
 
@@ -92,32 +103,25 @@ def first_right_ranks(
         best = np.full(len(block), -np.inf, dtype=np.float32)
         with np.errstate(invalid="ignore"):
             np.maximum.at(best, row, block[row, column])
-        ahead = ~(block < best[:, None] - _TIE)
+        ahead = ~(block < best[:, None] - TIE)
         ahead[row, column] = False
         ranks[start : start + rows] = 1 + ahead @ counts.astype(np.float64)
     return ranks
 
 
-def chance_of_rank(answers: Ints, asked: Ints, candidates: int) -> NDArray[np.float64]:
+def chance_of_rank(answers: Ints, candidates: int) -> NDArray[np.float64]:
     """The chance that a random order has a right answer within rank 1, 2, ... of all candidates.
 
     For a query with m right ones among n that is 1 - C(n - m, r) / C(n, r), averaged over queries.
 
     Args:
         answers: right candidates of each query.
-        asked: how often each query is asked.
         candidates: n.
     """
     before = np.arange(candidates)
     total = np.zeros(candidates, dtype=np.float64)
-    for m in np.unique(answers):
+    for m, queries in zip(*np.unique(answers, return_counts=True), strict=True):
         still_none = np.cumprod(np.clip(candidates - m - before, 0, None) / (candidates - before))
-        total += asked[answers == m].sum() * (1 - still_none)
-    total /= asked.sum()
+        total += queries * (1 - still_none)
+    total /= len(answers)
     return total
-
-
-def _median(ranks: Ints, asked: Ints) -> int:
-    order = np.argsort(ranks, kind="stable")
-    reached = np.cumsum(asked[order])
-    return int(ranks[order][np.searchsorted(reached, asked.sum() / 2)])

@@ -1,0 +1,199 @@
+"""Evaluate: the stage that lets ``coyo_align`` score a run on shards and keeps the scores."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coyo_tools.errors import SourceError, TrainingError
+from coyo_tools.handover import align_errors, ids_path, inputs_of, lost_of, open_shards
+from coyo_tools.manifest import (
+    Input,
+    Manifest,
+    Stopwatch,
+    digest_of,
+    new_artifact,
+    refuse_existing,
+    write_manifest,
+)
+from coyo_tools.progress import Progress, no_progress
+from coyo_tools.source import open_source
+
+if TYPE_CHECKING:
+    from coyo_align.evaluate import ClassScores, RetrievalScores
+
+    TaskScores = RetrievalScores | ClassScores
+
+SCORES_KIND = "scores"
+SCORES = "scores.json"
+
+_OPTIONS = {
+    "retrieval": {"captions", "split"},
+    "classification": {"labels", "label_field", "templates", "imagenet_templates"},
+    "knn": {"gallery", "labels", "label_field"},
+}
+_NEEDED = {
+    "classification": ("labels", "the classes: a file with one a line, or names like cat,dog"),
+    "knn": ("gallery", "a directory of shards with the labelled neighbours"),
+}
+TASKS = tuple(_OPTIONS)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What is measured and how; ``check`` knows which settings belong to which task."""
+
+    task: str = "retrieval"
+    captions: Path | None = None
+    split: str | None = None
+    labels: str | None = None
+    label_field: str | None = None
+    templates: tuple[str, ...] = ()
+    imagenet_templates: bool = False
+    gallery: Path | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    threads: int | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the settings that are set, as a manifest keeps them."""
+        chosen = {name: value for name, value in asdict(self).items() if value}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in chosen.items()}
+
+    def check(self) -> None:
+        """Raise ``TrainingError`` if a setting is none of the task's, or one of its is missing."""
+        if self.task not in _OPTIONS:
+            raise TrainingError(f"There is no task {self.task!r}.", f"Tasks: {', '.join(TASKS)}.")
+        chosen = self.chosen()
+        every = set().union(*_OPTIONS.values())
+        for name in sorted(every & set(chosen) - _OPTIONS[self.task]):
+            tasks = " and ".join(task for task in TASKS if name in _OPTIONS[task])
+            raise TrainingError(
+                f"`{_option(name)}` says nothing about the task {self.task}.",
+                f"It belongs to {tasks}: choose with --task.",
+            )
+        name, about = _NEEDED.get(self.task, ("task", ""))
+        if name not in chosen:
+            raise TrainingError(f"The task {self.task} needs `{_option(name)}`, {about}.")
+        if self.templates and self.imagenet_templates:
+            raise TrainingError("Both `--template` and `--imagenet-templates` are given.")
+        if self.split and not self.captions:
+            raise TrainingError("`--split` chooses from `--captions`, which is not given.")
+
+
+def evaluate_run(
+    run: Path,
+    shards: Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    subset: str | Path | None = None,
+    output: Path | None = None,
+    overwrite: bool = False,
+    on_progress: Progress = no_progress,
+) -> "TaskScores":
+    """Measure what a run, or any ALIGN directory, can do on shards.
+
+    With ``output`` the scores are also kept there as an artifact.
+
+    Raises:
+        CoyoError: settings, run, shards, subset or files are at fault, or the training extra is
+            missing.
+    """
+    watch = Stopwatch()
+    settings = settings or EvaluateSettings()
+    settings.check()
+    if output is not None:
+        refuse_existing(output, overwrite=overwrite)
+    data = open_shards(shards)
+    chosen = open_source(subset) if subset is not None else None
+    if not run.is_dir():
+        raise SourceError(f"{run} does not exist or is not a directory.")
+    inputs = [_run_input(run), *inputs_of(data, chosen)]
+    if settings.gallery is not None:
+        gallery = open_shards(settings.gallery).fingerprint
+        inputs.append(Input("gallery", str(settings.gallery), gallery))
+    with align_errors("coyo evaluate"):
+        scores = _scores(run, shards, ids_path(chosen), settings, on_progress)
+    if output is None:
+        return scores
+    figures = asdict(scores)
+    lost = getattr(scores, "lost_captions", None) or lost_of(scores)
+    used = getattr(scores, "n_texts", scores.n_images)
+    with new_artifact(output, overwrite=overwrite) as directory:
+        text = json.dumps(figures, indent=2) + "\n"
+        (directory / SCORES).write_text(text, encoding="utf-8")
+        write_manifest(
+            directory,
+            Manifest(
+                kind=SCORES_KIND,
+                parameters={"stage": "evaluate", **settings.chosen()},
+                inputs=inputs,
+                rows_in=used + sum(lost.values()),
+                rows_out=used,
+                lost=lost,
+                id_digest="",
+                seconds=watch.seconds(),
+                details=figures,
+            ),
+        )
+    return scores
+
+
+def _scores(
+    run: Path,
+    shards: Path,
+    ids: Path | None,
+    settings: EvaluateSettings,
+    on_progress: Progress,
+) -> "TaskScores":
+    from coyo_align.embed import Embedder
+    from coyo_align.evaluate import evaluate_classification, evaluate_knn, evaluate_retrieval
+    from coyo_align.labels import CLS
+    from coyo_align.templates import DEFAULT_TEMPLATE, IMAGENET_TEMPLATES
+
+    threads, label_field = settings.threads, settings.label_field or CLS
+    embedder = Embedder(
+        run, settings.batch_size or 256, threads, settings.device, on_progress=on_progress
+    )
+    if settings.task == "classification":
+        shipped = IMAGENET_TEMPLATES if settings.imagenet_templates else (DEFAULT_TEMPLATE,)
+        return evaluate_classification(
+            embedder,
+            shards,
+            settings.labels or "",
+            ids,
+            templates=settings.templates or shipped,
+            label_field=label_field,
+            threads=threads,
+        )
+    if settings.gallery is not None:
+        return evaluate_knn(
+            embedder,
+            shards,
+            settings.gallery,
+            ids,
+            labels=settings.labels,
+            label_field=label_field,
+            threads=threads,
+        )
+    return evaluate_retrieval(
+        embedder,
+        shards,
+        ids,
+        captions=settings.captions,
+        split=settings.split,
+        threads=threads,
+    )
+
+
+def _option(setting: str) -> str:
+    return "--template" if setting == "templates" else "--" + setting.replace("_", "-")
+
+
+def _run_input(run: Path) -> Input:
+    weights = run / "model.safetensors"
+    size = str(weights.stat().st_size) if weights.is_file() else "none"
+    config = run / "config.json"
+    return Input(
+        "run", str(run), digest_of([config.read_bytes() if config.is_file() else b"", size])
+    )
