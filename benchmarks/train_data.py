@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def make_start(
     if start.exists():
         return start
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(captions(shards), SHAPES[model].vocabulary)
+    tokenizer = train_tokenizer([row.caption for row in rows_of(shards)], SHAPES[model].vocabulary)
     # The table of words is as large as for a real vocabulary, whatever was found here.
     hf = build(SHAPES[model], side, SHAPES[model].vocabulary, tokenizer.pad_token_id)
     if not dropout:
@@ -116,8 +117,27 @@ def make_start(
     return half.rename(start)
 
 
-def captions(shards: Path) -> list[str]:
-    """Return the captions of a directory of shards, in their order."""
-    from coyo_align.shards import read_samples, tar_paths
+@dataclass(frozen=True)
+class Row:
+    """Where a sample's picture stands, and its caption."""
 
-    return [sample.caption for path in tar_paths(shards) for sample in read_samples(path)]
+    tar: Path
+    offset: int
+    size: int
+    caption: str
+
+
+def rows_of(shards: Path) -> list[Row]:
+    """Return the samples of a directory of shards, in their order."""
+    rows = []
+    for path in sorted(shards.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            place = (0, 0)
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    place = (member.offset_data, member.size)
+                elif member.name.endswith(".txt"):
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    rows.append(Row(path, *place, stream.read().decode()))
+    return rows

@@ -31,6 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from train_data import rows_of
 
 LENGTH = 64
 BETAS, DECAY, RATE, WARMUP = (0.9, 0.98), 0.1, 5e-4, 0.1
@@ -246,28 +247,17 @@ class _Pictures(torch.utils.data.Dataset[dict[str, Any]]):
     """A picture and its caption by number, read from where they stand in the tars."""
 
     def __init__(self, shards: str) -> None:
-        import tarfile
-
-        self.rows: list[tuple[str, int, int, str]] = []
-        for path in sorted(Path(shards).glob("*.tar")):
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if member.name.endswith(".jpg"):
-                        place = (str(path), member.offset_data, member.size)
-                    elif member.name.endswith(".txt"):
-                        stream = tar.extractfile(member)
-                        assert stream is not None
-                        self.rows.append((*place, stream.read().decode()))
+        self.rows = rows_of(Path(shards))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        path, offset, size, text = self.rows[number]
-        with Path(path).open("rb") as stream:
-            stream.seek(offset)
-            image = Image.open(io.BytesIO(stream.read(size))).convert("RGB")
-        return {"image": image, "text": text}
+        row = self.rows[number]
+        with row.tar.open("rb") as stream:
+            stream.seek(row.offset)
+            image = Image.open(io.BytesIO(stream.read(row.size))).convert("RGB")
+        return {"image": image, "text": row.caption}
 
 
 def trainer(job: Job) -> dict[str, Any]:
@@ -395,10 +385,10 @@ def roofline(job: Job) -> dict[str, Any]:
     from coyo_align.estimate import estimate
     from coyo_align.model import Align
     from coyo_align.tokenizer import encode
-    from train_data import captions
 
     checkpoint: Any = load_checkpoint(job.start)  # type: ignore[arg-type, unused-ignore]
-    lengths = [len(row) for row in encode(checkpoint.tokenizer, captions(Path(job.shards)))]
+    texts = [row.caption for row in rows_of(Path(job.shards))]
+    lengths = encode(checkpoint.tokenizer, texts).lengths
     said = estimate(
         Align(checkpoint.hf),
         _side(job),
