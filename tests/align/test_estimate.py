@@ -119,8 +119,8 @@ def test_the_batch_that_fits_is_the_largest(whole: Estimate) -> None:
     memory = 2_000_000_000
     batch = estimated(small(), 512).batch_that_fits(memory)
     assert batch % 8 == 0 and batch > 512
-    assert estimated(small(), batch).peak_bytes <= 0.9 * memory * 1.001
-    assert estimated(small(), batch + 16).peak_bytes > 0.9 * memory
+    assert estimated(small(), batch).peak_bytes <= 0.9 * memory * 1.01
+    assert estimated(small(), batch + 24).peak_bytes > 0.9 * memory
     few = (whole.fixed_bytes + 5.5 * whole.bytes_per_sample) / 0.9
     assert whole.batch_that_fits(few) == 5
     assert whole.batch_that_fits(whole.fixed_bytes) == 0
