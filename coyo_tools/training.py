@@ -63,6 +63,7 @@ class TrainSettings:
     precision: str | None = None
     compile: bool | None = None
     checkpoint_activations: bool | None = None
+    fast_decode: bool | None = None
     cache: Path | None = None
     workers: int | None = None
     threads: int | None = None

@@ -50,10 +50,11 @@ def prepare(
     shape = SHAPES.get(config.model)
     if shape is None:
         checkpoint = load_checkpoint(config.model)
-        pairs = _load(config, preprocess_of(checkpoint.image_processor), on_load)
+        preprocess = preprocess_of(checkpoint.image_processor, fast=config.fast_decode)
+        pairs = _load(config, preprocess, on_load)
     else:
         processor = image_processor(config.image_size or shape.image_size)
-        pairs = _load(config, preprocess_of(processor), on_load)
+        pairs = _load(config, preprocess_of(processor, fast=config.fast_decode), on_load)
         checkpoint = load_or_build(config, pairs.captions)
     return checkpoint, pairs, feed_of(checkpoint, pairs, device)
 
