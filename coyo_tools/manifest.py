@@ -216,7 +216,7 @@ def held_partial(output: Path, *, keep: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: another process holds it, the place can't be written, or the disk is full.
     """
-    partial = output.parent / f".{output.name}.partial"
+    partial = partial_path(output)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
@@ -238,6 +238,11 @@ def held_partial(output: Path, *, keep: bool = False) -> Iterator[Path]:
                 shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def partial_path(output: Path) -> Path:
+    """Return where an artifact is made before it gets its name."""
+    return output.parent / f".{output.name}.partial"
 
 
 def refuse_existing(output: Path, *, overwrite: bool = False) -> None:

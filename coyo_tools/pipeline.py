@@ -125,7 +125,13 @@ def _index(settings: dict[str, Any], output: Path, on_progress: Progress) -> obj
 def _train(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     shards, subset = Path(settings.pop("shards")), settings.pop("subset", None)
     chosen = TrainSettings(**settings)
-    return train_model(shards, output, chosen, subset=subset, on_progress=on_progress)
+    return train_model(
+        shards,
+        output,
+        chosen,
+        subset=subset,
+        on_progress=lambda standing: on_progress(standing.samples_seen, standing.budget),
+    )
 
 
 def _evaluate(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
@@ -210,9 +216,10 @@ _KINDS: dict[str, _Kind] = {
         frozenset({"shards", "subset"}),
         {
             "samples": int, "model": str, "seed": int, "batch_size": int, "learning_rate": float,
+            "schedule": str, "warmup_share": float, "loss": str, "temperature": float,
             "weight_decay": float, "label_smoothing": float, "smallest_crop": float,
-            "masked_tokens": float,
-            "image_size": int, "device": str, "threads": int,
+            "masked_tokens": float, "text_dropout": float, "drop_path": float, "ema": float,
+            "image_size": int, "device": str, "precision": str, "threads": int, "workers": int,
         },
         frozenset({"shards", "samples"}),
         _train,

@@ -136,14 +136,15 @@ def serving(server: FileServer, certificates: Path | None = None) -> Iterator[Fi
 
 
 class Hub(FileServer):
-    """A data set hub with one repository; ``files`` are its files by path inside.
+    """A hub with one repository; ``files`` are its files by path inside, ``kind`` is what it is.
 
     ``store`` is the other host that large files are redirected to. ``token`` is asked for where it
     is set; ``gated`` says that even a token has no access.
     """
 
-    def __init__(self, repo: str, store: FileServer) -> None:
+    def __init__(self, repo: str, store: FileServer, kind: str = "datasets") -> None:
         super().__init__(_HubHandler)
+        self.kind = kind
         self.repo = repo
         self.store = store
         self.commit = "c0ffee" + "0" * 34
@@ -177,10 +178,11 @@ class _HubHandler(_Files):
     def serve(self, path: str) -> None:
         if self.refused(path):
             return
-        repo = self.server.repo
-        info = re.fullmatch(rf"/api/datasets/{repo}(?:/revision/(.+))?", path)
-        tree = re.fullmatch(rf"/api/datasets/{repo}/tree/([^/]+)(?:/(.*))?", path)
-        resolve = re.fullmatch(rf"/datasets/{repo}/resolve/([^/]+)/(.+)", path)
+        repo, kind = self.server.repo, self.server.kind
+        info = re.fullmatch(rf"/api/{kind}/{repo}(?:/revision/(.+))?", path)
+        tree = re.fullmatch(rf"/api/{kind}/{repo}/tree/([^/]+)(?:/(.*))?", path)
+        files = repo if kind == "models" else f"{kind}/{repo}"
+        resolve = re.fullmatch(rf"/{files}/resolve/([^/]+)/(.+)", path)
         found = info or tree or resolve
         if found is None:
             self.fail(404, "RepoNotFound", "Repository not found")

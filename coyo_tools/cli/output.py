@@ -5,13 +5,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from coyo_tools.progress import Progress
+
+if TYPE_CHECKING:
+    from coyo_align.metrics import Standing
 
 SOURCE_HELP = (
     "A parquet file, a quoted glob, a directory of parquet files, or a subset; here or under "
@@ -204,6 +207,48 @@ def download_progress(label: str) -> Iterator[Progress]:
         yield show
 
 
+@contextlib.contextmanager
+def training_progress() -> Iterator[tuple[Progress, "Callable[[Standing], None]"]]:
+    """Yield callbacks for reading pictures and for training: loss, samples a second, data wait.
+
+    On a terminal they are bars; in a log a line from time to time.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        read, trained = _log_lines("read", "%"), _log_lines("train", "samples")
+        yield read, lambda standing: trained(standing.samples_seen, standing.budget)
+        return
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=os.environ.get("RANK", "0") != "0",  # of a torchrun the first one talks
+    ) as bars:
+        task = bars.add_task("read", total=100, figures="")
+
+        def loading(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        def training(standing: "Standing") -> None:
+            figures = (
+                f"loss {standing.loss:.3f}, {standing.samples_per_second:,.0f} samples/s, "
+                f"{standing.data_wait:.0%} waiting for data"
+            )
+            seen, budget = standing.samples_seen, standing.budget
+            bars.update(task, description="train", completed=seen, total=budget, figures=figures)
+
+        yield loading, training
+
+
 class _Rate:
     """Units a second since the first one that was seen."""
 
@@ -219,7 +264,7 @@ class _Rate:
         return (done - already) / (now - start) if now > start else 0.0
 
 
-def _log_lines(label: str) -> Progress:
+def _log_lines(label: str, unit: str = "images") -> Progress:
     rate = _Rate()
     said = time.monotonic()
     pause = _FIRST_LINE
@@ -234,7 +279,7 @@ def _log_lines(label: str) -> Progress:
         left = (total - done) / speed
         hours, minutes = int(left // 3600), int(left % 3600 // 60)
         say(
-            f"{label}: {done:,} of {total:,}, {speed:,.0f} images/s, "
+            f"{label}: {done:,} of {total:,}, {speed:,.0f} {unit}/s, "
             f"{hours} h {minutes:02d} min left"
         )
 

@@ -47,7 +47,7 @@ def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         shards=shards, output=run, samples=48, batch_size=16, threads=1, log_every=2, seed=3
     )
     progress: list[tuple[int, int, float]] = []
-    result = finetune(config, lambda seen, total, loss: progress.append((seen, total, loss)))
+    result = finetune(config, lambda at: progress.append((at.samples_seen, at.budget, at.loss)))
     return Trained(run, shards, config, result, progress)
 
 

@@ -1,32 +1,46 @@
 """Rows of the pairs to tensors on the device: the only place where bytes become floats.
 
-Left out: augmentation, which training adds afterwards, and prefetching.
+``Feed`` gives pictures and captions by row, ``training_batches`` those of one step after the other,
+decoded ahead and on their way to the device while it computes. All chance comes from the run's seed
+and the number of the step, so that the sequence is the same from wherever it begins, with any
+number of decoding processes, and shared out among any number of training processes.
 """
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from coyo_align.augment import crop, draw_masks, draw_windows
+from coyo_align.config import MAX_TOKENS
+from coyo_align.data import Pairs
+from coyo_align.device import seed_of
 from coyo_align.images import Pixels, Preprocess
-from coyo_align.tokenizer import Tokens, pad
+from coyo_align.pictures import Pictures, Rows
+from coyo_align.stream import stream
+from coyo_align.tokenizer import TokenRows, pad
+
+_ORDER, _CHANCE, _RESERVE, _NORMS = range(4)
+"""Streams of random numbers that a run's seed is split into."""
+_RESERVE_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Feed:
     """Pictures and captions of a data set, ready to be asked for by row."""
 
-    images: Pixels
-    tokens: list[Tokens]
+    images: Pictures
+    tokens: TokenRows
     preprocess: Preprocess
     pad_id: int
     device: torch.device
 
-    def pixels(self, rows: NDArray[np.int64]) -> Tensor:
+    def pixels(self, rows: Rows) -> Tensor:
         """Pixel values as the model wants them: (rows, 3, height, width) fp32, channels last."""
-        return self.to_floats(torch.from_numpy(np.take(self.images, rows, axis=0)).to(self.device))
+        return self.to_floats(torch.from_numpy(self.images.take(rows)).to(self.device))
 
     def to_floats(self, pixels: Tensor) -> Tensor:
         """Rescale (rows, height, width, 3) bytes on the device to what ``pixels`` gives."""
@@ -34,12 +48,205 @@ class Feed:
         offset = torch.tensor(self.preprocess.offset, device=self.device).view(1, 3, 1, 1)
         return torch.addcmul(offset, pixels.permute(0, 3, 1, 2).float(), scale)
 
-    def texts(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def texts(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Token ids and their mask, both (rows, the longest text of these rows)."""
         ids, mask = pad([self.tokens[row] for row in rows], self.pad_id)
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
 
-def cut(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def cut(order: Rows, size: int) -> list[Rows]:
     """Cut row numbers into batches of ``size``, the last one as long as what is left."""
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def order_of(pairs: int, batch_size: int, seed: int, step: int = 0) -> Iterator[tuple[Rows, Rows]]:
+    """Rows of each batch without end, from that step on, and others to fall back on.
+
+    Every epoch has a new order, no pair is twice in a batch. What doesn't fill a batch at the end
+    of an epoch is left for another one, as its pairs would meet themselves in the next epoch's
+    first batch.
+    """
+    whole = pairs // batch_size
+    while True:
+        epoch, place = divmod(step, whole)
+        order = np.random.default_rng(seed_of(seed, _ORDER, epoch)).permutation(pairs)
+        for number, rows in enumerate(cut(order, batch_size)[place:whole], place):
+            others = np.random.default_rng(seed_of(seed, _RESERVE, epoch, number))
+            spare = others.integers(pairs, size=min(pairs, _RESERVE_ROWS))
+            yield rows, spare[~np.isin(spare, rows)]
+            step += 1
+
+
+def rows_for_norms(pairs: int, batch_size: int, seed: int, batches: int) -> list[Rows]:
+    """The batches for the last BatchNorm statistics, as random as those of training."""
+    order = order_of(pairs, batch_size, seed_of(seed, _NORMS))
+    return [next(order)[0] for _ in range(batches)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that go through the towers together, on the device.
+
+    Attributes:
+        rows: of the pairs.
+        pixels: (rows, height, width, 3) bytes, None where their embeddings are known.
+        windows: of ``draw_windows``.
+        texts: token ids and mask of groups of captions; none where their embeddings are known.
+    """
+
+    rows: Rows
+    pixels: Tensor | None
+    windows: Tensor | None
+    texts: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A process's share of a batch, sorted by the length of captions.
+
+    ``ready`` is recorded when all of it has arrived on a GPU, None on a CPU.
+    """
+
+    parts: list[Part]
+    ready: Any = None
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What decides the batches of a run, and how they are prepared.
+
+    Attributes:
+        seed: of the run.
+        batch_size: of all processes together.
+        share: this process's rows.
+        parts: how many parts they are taken in, of the same size.
+        smallest_crop: of ``draw_windows``.
+        masked_tokens: of ``draw_masks``.
+        mask_id: the token that hides one.
+        group: captions that go through the text tower together, and are padded to the longest of
+            them. A tenth of all captions is several times as long as the median.
+        multiple: padded lengths are multiples of this.
+        with_images: whether pictures are needed.
+        with_texts: whether captions are.
+        workers: decoding processes.
+        usable: the rows of the pairs that are used, None for all.
+    """
+
+    seed: int
+    batch_size: int
+    share: slice
+    parts: int
+    smallest_crop: float
+    masked_tokens: float
+    mask_id: int
+    group: int
+    multiple: int
+    with_images: bool = True
+    with_texts: bool = True
+    workers: int | None = None
+    usable: Rows | None = None
+
+
+def training_batches(pairs: Pairs, feed: Feed, plan: BatchPlan, step: int) -> Generator[Batch]:
+    """The batches from that step on, without end, the next one under way already."""
+    return _on_device(_prepared(pairs, feed, plan, step), feed.device)
+
+
+def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generator[Batch]:
+    lengths = feed.tokens.lengths
+    usable = np.arange(len(pairs)) if plan.usable is None else plan.usable
+
+    def by_length() -> Iterator[tuple[Rows, Rows]]:
+        for rows, spare in order_of(len(usable), plan.batch_size, plan.seed, first):
+            own, spare = usable[rows[plan.share]], usable[spare]
+            yield own[np.argsort(lengths[own], kind="stable")], spare
+
+    pictured: Generator[tuple[Rows, Pixels]] | Generator[tuple[Rows, None]]
+    if plan.with_images:
+        pictured = stream(pairs, by_length(), workers=plan.workers)
+    else:
+        pictured = ((rows, None) for rows, _ in by_length())
+    orders = order_of(len(usable), plan.batch_size, plan.seed, first)
+    try:
+        for step, (rows, pixels) in enumerate(pictured, first):
+            # Slots of the whole batch, brought into the same order as the rows.
+            slots = np.argsort(lengths[usable[next(orders)[0][plan.share]]], kind="stable")
+            windows, masks = _chance(plan, step, slots)
+            known = None if pixels is None else torch.from_numpy(pixels)
+            parts = []
+            for place in cut(np.arange(len(rows)), len(rows) // plan.parts):
+                own = [None if rest is None else rest[place] for rest in (known, windows, masks)]
+                texts = _grouped(feed, rows[place], own[2], plan) if plan.with_texts else []
+                parts.append(Part(rows[place], own[0], own[1], texts))
+            yield Batch(parts)
+    finally:
+        pictured.close()
+
+
+def _chance(plan: BatchPlan, step: int, slots: Rows) -> tuple[Tensor | None, Tensor | None]:
+    generator = torch.Generator().manual_seed(seed_of(plan.seed, _CHANCE, step))
+    windows = draw_windows(plan.batch_size, plan.smallest_crop, generator)
+    masks = draw_masks(plan.batch_size, MAX_TOKENS, plan.masked_tokens, generator)
+    mine = [None if drawn is None else drawn[plan.share][slots] for drawn in (windows, masks)]
+    return mine[0], mine[1]
+
+
+def _grouped(
+    feed: Feed, rows: Rows, masks: Tensor | None, plan: BatchPlan
+) -> list[tuple[Tensor, Tensor]]:
+    groups = []
+    for place in cut(np.arange(len(rows)), plan.group):
+        ids, mask = pad([feed.tokens[row] for row in rows[place]], feed.pad_id, plan.multiple)
+        if masks is not None:
+            ids[masks[place, : ids.shape[1]].numpy() & mask] = plan.mask_id
+        groups.append((torch.from_numpy(ids), torch.from_numpy(mask)))
+    return groups
+
+
+def _on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
+    """Copy each batch to the device while the one before it is worked on."""
+    if device.type != "cuda":
+        yield from batches  # which closes them too
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def upload(batch: Batch) -> Batch:
+        computing = torch.cuda.current_stream(device)
+        with torch.cuda.stream(copying):
+
+            def send(tensor: Tensor) -> Tensor:
+                there = tensor.pin_memory().to(device, non_blocking=True)
+                there.record_stream(computing)  # its memory is not given away before it is used
+                return there
+
+            parts = [
+                Part(
+                    rows=part.rows,
+                    pixels=None if part.pixels is None else send(part.pixels),
+                    windows=None if part.windows is None else send(part.windows),
+                    texts=[(send(ids), send(mask)) for ids, mask in part.texts],
+                )
+                for part in batch.parts
+            ]
+            return Batch(parts, copying.record_event())
+
+    waiting: Batch | None = None
+    try:
+        for batch in batches:
+            following = upload(batch)
+            if waiting is not None:
+                torch.cuda.current_stream(device).wait_event(waiting.ready)
+                yield waiting
+            waiting = following
+    finally:
+        batches.close()
+
+
+def augmented(feed: Feed, part: Part) -> Tensor | None:
+    """The pixel values of a part, cropped as was drawn, channels last; None without pictures."""
+    if part.pixels is None:
+        return None
+    pixels = feed.to_floats(part.pixels)
+    if part.windows is not None:
+        pixels = crop(pixels, part.windows)
+    return pixels.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,8 @@
 """Hugging Face directories in and out: weights as safetensors, processor and tokenizer beside them.
 
 A pickle file runs code when it is opened, so only safetensors are read, and no code that a
-directory brings along is trusted. Left out: optimizer state and resuming; a run is its last step.
+directory brings along is trusted. Left out: the
+state of a run that goes on, which is ``state``'s.
 """
 
 import json
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AlignModel,
@@ -36,12 +39,18 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_checkpoint(directory: Path) -> Checkpoint:
+def load_checkpoint(model: str | Path) -> Checkpoint:
     """Load an ALIGN model with its own processor and tokenizer, in fp32 on the CPU.
 
+    Args:
+        model: a directory, or ``owner/name[@revision]`` on the Hugging Face hub, whose json, text
+            and safetensors files are downloaded unless they are in its cache.
+
     Raises:
-        AlignError: it is no ALIGN checkpoint, has no safetensors, or they don't fit its config.
+        AlignError: it is no ALIGN checkpoint, has no safetensors, they don't fit its config, or
+            the hub hasn't it.
     """
+    directory = Path(model) if Path(model).is_dir() or isinstance(model, Path) else _fetch(model)
     _check(directory)
     try:
         with _quiet():
@@ -77,6 +86,24 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         )
     length = min(MAX_TOKENS, hf.config.text_config.max_position_embeddings)
     return Checkpoint(hf, processor, cut_at(tokenizer, length))
+
+
+def _fetch(name: str) -> Path:
+    repository, _, revision = name.partition("@")
+    try:
+        with _quiet():
+            found = snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.txt", "*.safetensors"],
+            )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AlignError(
+            f"{name} could not be had from the hub: {first}\nGive a local directory, or check the "
+            "name, the connection, and HF_TOKEN where the repository asks for it."
+        ) from error
+    return Path(found)
 
 
 def _check(directory: Path) -> None:

@@ -4,51 +4,85 @@ Frozen and without torch, so that a command line can read the defaults without w
 What is left out: anything that only one module needs stays a constant of that module.
 """
 
+import json
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from coyo_align.errors import AlignError
 
-Tower = Literal["image", "text"]
+Part = Literal["image", "text", "batchnorm"]
+Loss = Literal["infonce", "siglip"]
+Schedule = Literal["cosine", "linear"]
+Precision = Literal["bf16", "fp32"]
 
 MAX_TOKENS = 64
 """Captions are cut here: ALIGN's own text length, and what AlignProcessor pads to."""
 
 
 @dataclass(frozen=True)
-class CompactShape:
-    """An ALIGN small enough for a CPU: the dimensions that AlignConfig needs.
+class Shape:
+    """The dimensions of an ALIGN that is trained from scratch.
 
-    A stage is (output channels, kernel size, stride, expansion, blocks). Widths are real ones
-    (multiples of 8), not multiplied by a width coefficient.
+    Attributes:
+        image_size: side of the pictures in pixels.
+        width: EfficientNet's width coefficient, which multiplies channels (to multiples of 8).
+        depth: EfficientNet's depth coefficient, which multiplies ``blocks``, rounded up.
+        drop_path: chance that the last block's branch is dropped; earlier ones less, by place.
+        vocabulary: entries of the tokenizer that is trained on the captions, at most.
+        positions: the longest text the tower has places for.
+        stages: (channels, kernel size, stride, expansion, blocks) before the coefficients.
     """
 
     image_size: int
-    stem_width: int
-    stages: tuple[tuple[int, int, int, int, int], ...]
+    width: float
+    depth: float
+    drop_path: float
     vocabulary: int
     text_width: int
     text_layers: int
     text_heads: int
     text_inner: int
-    text_dropout: float
+    text_dropout: float = 0.1
+    positions: int = MAX_TOKENS
+    stages: tuple[tuple[int, int, int, int, int], ...] = (
+        (16, 3, 1, 1, 1),
+        (24, 3, 2, 6, 2),
+        (40, 5, 2, 6, 2),
+        (80, 3, 2, 6, 3),
+        (112, 5, 1, 6, 3),
+        (192, 5, 2, 6, 4),
+        (320, 3, 1, 6, 1),
+    )
+    """EfficientNet-B0's (Tan & Le 2019, table 1)."""
 
 
-SHAPES: dict[str, CompactShape] = {
+# BERT-mini of Turc et al. 2019, and what COYO-ALIGN calls BERT 4 x 256.
+_MINI: dict[str, Any] = {"text_width": 256, "text_layers": 4, "text_heads": 4, "text_inner": 1024}
+_BERT: dict[str, Any] = {"text_width": 768, "text_layers": 12, "text_heads": 12, "text_inner": 3072}
+
+SHAPES: dict[str, Shape] = {
     # The first stage halves the picture again: at 32 by 32 the depthwise layers cost a CPU more
     # than all the rest together (measured: 405 instead of 747 images a second on two cores).
-    "compact": CompactShape(
+    "compact": Shape(
         image_size=64,
-        stem_width=16,
-        stages=((16, 3, 2, 1, 1), (24, 3, 1, 3, 1), (48, 3, 2, 3, 2), (96, 3, 2, 4, 2)),
+        width=0.5,
+        depth=1.0,
+        drop_path=0.0,
         vocabulary=3000,
         text_width=128,
         text_layers=2,
         text_heads=4,
         text_inner=256,
-        text_dropout=0.1,
+        stages=((32, 3, 2, 1, 1), (48, 3, 1, 3, 1), (96, 3, 2, 3, 2), (192, 3, 2, 4, 2)),
     ),
+    "b0-mini": Shape(128, 1.0, 1.0, 0.1, 30522, **_MINI),
+    # COYO-ALIGN's on CC3M and on COYO-700M (its README), without the projection it has behind the
+    # image tower. The latter is align-base to the last dimension.
+    "b3-mini": Shape(289, 1.2, 1.4, 0.2, 30522, **_MINI),
+    "b7-base": Shape(289, 2.0, 3.1, 0.2, 30522, **_BERT, positions=512),
 }
 """Models that are trained from scratch, by the name that ``--model`` takes."""
 
@@ -70,27 +104,55 @@ class TrainConfig:
     samples: int
     ids: Path | None = None
     model: str = "compact"
+    """A name of ``SHAPES``, a local ALIGN directory, or ``owner/name[@revision]`` on the hub."""
     seed: int = 0
     batch_size: int = 128
+    """Over all processes: what the loss compares."""
+    accumulate: int = 1
+    """Parts a batch is taken in to save memory, where that is exact."""
     learning_rate: float = 2e-3
+    schedule: Schedule = "cosine"
     warmup_share: float = 0.1
     weight_decay: float = 1.0
     clip_norm: float = 1.0
+    loss: Loss = "infonce"
     label_smoothing: float = 0.0
+    """Of InfoNCE."""
     temperature: float | None = None
     """Where the temperature starts: None for .07 from scratch, the checkpoint's own otherwise."""
     smallest_crop: float = 0.5
     """Share of the picture's area that the random crop keeps at least; 1 turns it off."""
     masked_tokens: float = 0.3
     """Share of a caption's tokens that are hidden from the text tower, anew each time."""
-    freeze: tuple[Tower, ...] = ()
+    text_dropout: float | None = None
+    """None for the model's own."""
+    drop_path: float | None = None
+    """Stochastic depth of the image tower, at its last block; None for the model's own."""
+    freeze: tuple[Part, ...] = ()
+    lora: int | None = None
+    """Rank of the low-rank updates; the towers' own weights then stay as they are."""
+    ema: float | None = None
+    """Decay of the averaged weights, which are the ones saved; None for no averaging."""
     image_size: int | None = None
     """Side in pixels, for the models from scratch: None for the model's own."""
     device: str | None = None
     """None for CUDA where there is one, else the CPU."""
+    precision: Precision | None = None
+    """Of the towers; None for bf16 on CUDA, fp32 on a CPU. Embeddings and loss are fp32."""
+    compile: bool | None = None
+    """torch.compile, tower by tower; None for on CUDA only: it pays after some minutes."""
+    checkpoint_activations: bool = False
+    """Compute the blocks again in the backward pass, for a third more time and far less memory."""
+    cache: Path | None = None
+    """Directory for decoded pictures, made once and used again."""
+    workers: int | None = None
+    """Decoding processes, None for the machine's cores. Results don't depend on them."""
     threads: int | None = None
-    """Of torch and of the decoder; None for what torch takes. Bits depend on it."""
+    """Of torch; None for what torch takes. Bits depend on it."""
     log_every: int = 10
+    checkpoint_every: int | None = None
+    """Steps; None for every ten minutes."""
+    tensorboard: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The settings as they stand in ``train_config.json``, paths as text."""
@@ -98,6 +160,28 @@ class TrainConfig:
         del settings["output"]  # where the file stands, and often a name of the time of writing
         return settings
 
+    def recipe(self) -> dict[str, Any]:
+        """The settings that decide what is learned: those a resumed run must share."""
+        settings = json.loads(json.dumps(self.as_json()))
+        return {name: value for name, value in settings.items() if name not in PACE}
+
+
+PACE = frozenset(
+    [
+        "shards",
+        "ids",
+        "device",
+        "compile",
+        "checkpoint_activations",
+        "cache",
+        "workers",
+        "threads",
+        "log_every",
+        "checkpoint_every",
+        "tensorboard",
+    ]
+)
+"""Settings of how a run is done. Data are compared by their content, not by their paths."""
 
 # Weights that have learned already are moved gently, and saw whole captions when they were made.
 _FOR_CHECKPOINTS = {
@@ -106,7 +190,14 @@ _FOR_CHECKPOINTS = {
 
 
 def make_config(**chosen: Any) -> TrainConfig:
-    """Make a configuration whose defaults fit its ``model``: from scratch, or a checkpoint."""
+    """Make a configuration whose defaults fit its ``model``: from scratch, or a checkpoint.
+
+    What is frozen sees its pictures or captions as they are, so that they are embedded only once.
+    """
+    if "image" in chosen.get("freeze", ()):
+        chosen = {"smallest_crop": 1.0} | chosen
+    if "text" in chosen.get("freeze", ()):
+        chosen = {"masked_tokens": 0.0} | chosen
     if chosen.get("model", TrainConfig.model) not in SHAPES:
         chosen = _FOR_CHECKPOINTS | chosen
     return TrainConfig(**chosen)
@@ -118,31 +209,58 @@ def check(config: TrainConfig) -> None:
     Raises:
         AlignError: names the setting, its value, and what it may be.
     """
+    shares = "at least 0 and below 1"
     for name, good, allowed in (
         ("samples", config.samples >= 1, "1 or more"),
         ("batch_size", config.batch_size >= 2, "2 or more: the loss compares within a batch"),
-        ("learning_rate", config.learning_rate > 0, "above 0, such as 0.001"),
+        ("accumulate", config.accumulate >= 1, "1 or more"),
+        ("learning_rate", 0 < config.learning_rate < math.inf, "above 0, such as 0.001"),
+        ("schedule", config.schedule in get_args(Schedule), "cosine or linear"),
         ("warmup_share", 0 <= config.warmup_share <= 1, "between 0 and 1"),
-        ("weight_decay", config.weight_decay >= 0, "0 or more"),
+        ("weight_decay", 0 <= config.weight_decay < math.inf, "0 or more"),
         ("clip_norm", config.clip_norm > 0, "above 0"),
-        ("label_smoothing", 0 <= config.label_smoothing < 1, "at least 0 and below 1"),
-        ("temperature", config.temperature is None or config.temperature > 0, "above 0"),
+        ("loss", config.loss in get_args(Loss), "infonce or siglip"),
+        ("label_smoothing", 0 <= config.label_smoothing < 1, shares),
+        ("temperature", config.temperature is None or 0 < config.temperature <= 1, "in (0, 1]"),
         ("smallest_crop", 0 < config.smallest_crop <= 1, "above 0 and at most 1"),
-        ("masked_tokens", 0 <= config.masked_tokens < 1, "at least 0 and below 1"),
-        ("freeze", set(config.freeze) < {"image", "text"}, "image or text, not both"),
+        ("masked_tokens", 0 <= config.masked_tokens < 1, shares),
+        ("text_dropout", config.text_dropout is None or 0 <= config.text_dropout < 1, shares),
+        ("drop_path", config.drop_path is None or 0 <= config.drop_path < 1, shares),
+        ("freeze", set(config.freeze) <= set(get_args(Part)), "image, text or batchnorm"),
+        ("freeze", not {"image", "text"} <= set(config.freeze), "one tower at most"),
+        ("lora", config.lora is None or config.lora >= 1, "1 or more"),
+        ("ema", config.ema is None or 0 < config.ema < 1, "above 0 and below 1, such as 0.999"),
         ("image_size", config.image_size is None or config.image_size >= 32, "32 or more"),
+        ("precision", config.precision in (None, *get_args(Precision)), "bf16 or fp32"),
+        ("workers", config.workers is None or config.workers >= 1, "1 or more"),
         ("threads", config.threads is None or config.threads >= 1, "1 or more"),
         ("log_every", config.log_every >= 1, "1 or more"),
+        (
+            "checkpoint_every",
+            config.checkpoint_every is None or config.checkpoint_every >= 1,
+            "1 or more",
+        ),
     ):
         if not good:
             raise AlignError(f"{name} is {getattr(config, name)!r}, but must be {allowed}.")
+    if config.batch_size % config.accumulate:
+        raise AlignError(
+            f"A batch of {config.batch_size} can't be taken in {config.accumulate} equal parts. "
+            "Choose an accumulate that divides the batch size."
+        )
+    if config.loss == "siglip" and config.label_smoothing:
+        raise AlignError("label_smoothing is InfoNCE's; leave it out with the loss siglip.")
     if config.model not in SHAPES:
-        if not Path(config.model).is_dir():
+        if not Path(config.model).is_dir() and not _ON_HUB.fullmatch(config.model):
             raise AlignError(
-                f"No model {config.model!r}: it is neither one of {', '.join(SHAPES)} nor a local "
-                "directory with an ALIGN checkpoint."
+                f"No model {config.model!r}: it is neither one of {', '.join(SHAPES)}, nor a local "
+                "directory with an ALIGN checkpoint, nor a name on the hub such as "
+                "kakaobrain/align-base."
             )
         if config.image_size is not None:
             raise AlignError(
                 f"image_size is {config.image_size}, but a checkpoint brings its own; leave it out."
             )
+
+
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

@@ -1,34 +1,46 @@
-"""Shards to pairs in memory: every picture decoded once, every sample that is left out counted.
+"""A shards directory to pairs: an index of what is there, and the pictures in one of three places.
 
-A compact model sees a picture many times and in far less time than it takes to decode it, so
-decoding happens once, at the start. The bytes stay in memory up to a gigabyte and move to a
-memory-mapped temporary file beyond. Left out: decoding while training, which pictures of 289
-pixels by the million would need.
+A compact model sees a picture many times and in far less time than it takes to decode it. So up to
+a gigabyte of pixels is decoded at once and kept in memory, more than that in a cache's file where
+one was named, and what is left stays in the tars and is decoded as it is asked for, by processes
+that work ahead (``stream``). Decoding is done by child processes in any case: a picture that
+crashes its decoder is one that is left out.
 """
 
-import tempfile
+import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from coyo_align.cache import cached_pixels
+from coyo_align.children import cores
+from coyo_align.decode_pool import shared_file
+from coyo_align.decode_worker import GOOD
 from coyo_align.errors import AlignError
-from coyo_align.images import BadPictureError, Pixels, Preprocess, open_picture
-from coyo_align.shards import CutShortError, Sample, read_samples, tar_paths
+from coyo_align.images import Geometry, Preprocess
+from coyo_align.index import Index, build_index
+from coyo_align.pictures import (
+    Decoded,
+    InTars,
+    Pictures,
+    decode_into,
+    map_pixels,
+    reasons_of,
+    row_bytes,
+)
 
 OnLoad = Callable[[int, float], None]
-"""Called with the pairs decoded so far and the share of the tars' bytes read, 0 to 1."""
+"""Called with the pairs loaded so far and the share of the work that is done, 0 to 1."""
 
 _IN_MEMORY = 2**30
-_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -36,23 +48,35 @@ class Pairs:
     """Pictures and their captions, row by row.
 
     Attributes:
-        images: (pairs, height, width, 3) bytes, read-only.
+        images: the pictures.
         captions: the texts, white space joined.
         ids: the samples' ids, -1 where a sample has none.
-        skipped: samples left out, by reason; a damaged tar counts once, under its name.
+        skipped: samples left out, by reason; a damaged tar counts once, under its name. Where
+            pictures stay in the tars, ``stream`` adds those that turn out bad.
         missing_ids: ids that were asked for and are not in the shards at all.
-        fields: the values of the fields that were asked for, by name, None where a sample has none.
+        fields: the values that were asked for, by name, None where a sample has none.
+        index_seconds: what reading the tars' headers took.
+        decode_seconds: what decoding took before this was returned, 0 where nothing was decoded.
+        cache_built: whether a cache was built, and not found ready.
     """
 
-    images: Pixels
+    images: Pictures
     captions: list[str]
     ids: NDArray[np.int64]
     skipped: dict[str, int]
     missing_ids: int
-    fields: dict[str, list[Any]]
+    fields: dict[str, list[Any]] = field(default_factory=dict)
+    index_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    cache_built: bool = False
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def load_seconds(self) -> float:
+        """All of the time that loading took."""
+        return self.index_seconds + self.decode_seconds
 
 
 def load_pairs(
@@ -60,85 +84,96 @@ def load_pairs(
     preprocess: Preprocess,
     ids: Path | None = None,
     *,
+    cache: Path | None = None,
+    workers: int | None = None,
     threads: int | None = None,
     fields: Sequence[str] = (),
     need_caption: bool = True,
     on_load: OnLoad | None = None,
 ) -> Pairs:
-    """Decode the pairs of a shards directory, in the order of the tars.
+    """The pairs of a shards directory, in the order of the tars.
 
     Args:
         shards: directory of WebDataset tars.
         preprocess: gives the pixels their size.
         ids: a parquet file or directory of ``part-*.parquet`` with a column ``id``; only these
             samples are used. None for all.
-        threads: decoding threads, None for the machine's.
-        fields: of the samples' json to keep; ``key`` and ``cls`` are the key, and the .cls file.
-        need_caption: leave out samples without a caption.
+        cache: directory that keeps the decoded pictures for other runs, see ``cache``.
+        workers: decoding processes, None for ``threads``.
+        threads: None for one per core.
+        fields: names of json fields to keep; "key" is the sample's key, "cls" the text of its .cls.
+        need_caption: leave out samples without a caption; else theirs is empty.
         on_load: progress.
 
     Raises:
-        AlignError: there are no shards, ids can't be read, or no usable pair is left.
+        AlignError: there are no shards, ids can't be read, the cache has no room, or no usable
+            pair is left.
     """
+    workers = workers or threads or cores()
+    geometry = preprocess.geometry
+    tell = on_load or _silent
     wanted = None if ids is None else read_ids(ids)
-    seen: set[int] = set()
-    skipped: Counter[str] = Counter()
-    captions: list[str] = []
-    found: list[int] = []
-    kept: dict[str, list[Any]] = {name: [] for name in fields}
-    store = _PixelStore(preprocess.height, preprocess.width)
+    started = time.perf_counter()
+    index = build_index(
+        shards, wanted, fields, need_caption, workers, lambda share: tell(0, _INDEX_SHARE * share)
+    )
+    indexed = time.perf_counter()
+    if not len(index):
+        raise AlignError(_nothing_left(shards, ids, index.skipped, index.missing_ids))
 
-    def decode(sample: Sample) -> Pixels | str:
-        if need_caption and not sample.caption:
-            return "no caption"
-        if sample.picture is None:
-            return "no picture"
-        try:
-            return preprocess.resize(open_picture(sample.picture))
-        except BadPictureError as error:
-            return str(error)
+    def decoded(done: int) -> None:
+        tell(done, _INDEX_SHARE + (1 - _INDEX_SHARE) * done / len(index))
 
-    paths = tar_paths(shards)
-    whole = sum(path.stat().st_size for path in paths) or 1
-    read = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for path in paths:
-            samples = _wanted(path, wanted, seen, skipped)
-            while chunk := list(islice(samples, _CHUNK)):
-                for sample, result in zip(chunk, pool.map(decode, chunk), strict=True):
-                    if isinstance(result, str):
-                        skipped[result] += 1
-                        continue
-                    store.append(result)
-                    captions.append(sample.caption)
-                    found.append(-1 if sample.id is None else sample.id)
-                    for name in kept:
-                        kept[name].append(sample.field(name))
-                if on_load is not None:
-                    on_load(len(captions), read / whole)
-            read += path.stat().st_size
-            if on_load is not None:
-                on_load(len(captions), read / whole)
-    missing = 0 if wanted is None else len(wanted - seen)
-    if not captions:
-        raise AlignError(_nothing_left(shards, ids, dict(skipped), missing))
-    ids_found = np.asarray(found, dtype=np.int64)
-    return Pairs(store.finish(), captions, ids_found, dict(skipped), missing, kept)
+    built = False
+    if cache is not None:
+        pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
+        images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
+    elif len(index) * row_bytes(geometry) <= _IN_MEMORY:
+        images, codes = _in_memory(index, geometry, workers, decoded)
+    else:
+        images, codes = InTars(index, geometry, workers), np.full(len(index), GOOD, np.uint8)
+    tell(len(images), 1.0)
+    skipped = Counter(index.skipped) + Counter(reasons_of(codes))
+    if not len(images):
+        raise AlignError(_nothing_left(shards, ids, skipped, index.missing_ids))
+    good = np.flatnonzero(codes == GOOD)
+    whole = len(good) == len(index)
+    return Pairs(
+        images,
+        captions=index.captions if whole else [index.captions[row] for row in good],
+        ids=index.ids[good],
+        skipped=dict(skipped),
+        missing_ids=index.missing_ids,
+        fields={
+            name: values if whole else [values[row] for row in good]
+            for name, values in index.fields.items()
+        },
+        index_seconds=indexed - started,
+        decode_seconds=time.perf_counter() - indexed,
+        cache_built=built,
+    )
 
 
-def _wanted(
-    path: Path, wanted: set[int] | None, seen: set[int], skipped: Counter[str]
-) -> Iterator[Sample]:
-    """The samples of one tar that were asked for; the damaged end of a tar is counted."""
+_INDEX_SHARE = 0.1
+"""Of the work of loading, as far as progress goes."""
+
+
+def _silent(*_: object) -> None:
+    pass
+
+
+def _in_memory(
+    index: Index, geometry: Geometry, workers: int, on_done: Callable[[int], None]
+) -> tuple[Decoded, NDArray[np.uint8]]:
+    target = shared_file(len(index) * row_bytes(geometry))
     try:
-        for sample in read_samples(path):
-            if wanted is None:
-                yield sample
-            elif (number := sample.id) is not None and number in wanted:
-                seen.add(number)
-                yield sample
-    except CutShortError:
-        skipped[f"damaged tar, the rest of it is lost: {path.name}"] += 1
+        rows = np.arange(len(index))
+        codes = decode_into(target, 0, index, rows, geometry, workers, on_done)
+        pixels = map_pixels(target, len(index), geometry)
+    finally:
+        os.close(target)
+    pixels.flags.writeable = False
+    return Decoded(pixels, np.flatnonzero(codes == GOOD)), codes
 
 
 def _nothing_left(shards: Path, ids: Path | None, skipped: dict[str, int], missing: int) -> str:
@@ -149,16 +184,8 @@ def _nothing_left(shards: Path, ids: Path | None, skipped: dict[str, int], missi
     return f"No usable pair in {shards}: {seen}. Each sample needs a .jpg and a non-empty .txt."
 
 
-def stream(
-    pairs: Pairs, batches: Iterable[tuple[NDArray[np.int64], None]]
-) -> Iterator[tuple[NDArray[np.int64], Pixels]]:
-    """Yield the rows of each batch and their pictures, (rows, height, width, 3) bytes."""
-    for rows, _ in batches:
-        yield rows, np.take(pairs.images, rows, axis=0)
-
-
-def read_ids(source: Path) -> set[int]:
-    """The ids of a subset: a parquet file, or a directory of ``part-*.parquet``.
+def read_ids(source: Path) -> NDArray[np.int64]:
+    """The ids in a parquet file or a directory of ``part-*.parquet``, ascending, each once.
 
     Raises:
         AlignError: nothing is there, it isn't parquet, or it has no integer column ``id``.
@@ -168,7 +195,7 @@ def read_ids(source: Path) -> set[int]:
         raise AlignError(
             f"No ids at {source}: give a parquet file, or a directory that holds part-*.parquet."
         )
-    ids: set[int] = set()
+    parts = []
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
@@ -178,29 +205,5 @@ def read_ids(source: Path) -> set[int]:
                 column = file.read(columns=["id"])["id"]
         except (pa.ArrowException, OSError) as error:
             raise AlignError(f"{path} can't be read as parquet: {error}") from error
-        ids.update(value for value in column.to_pylist() if value is not None)
-    return ids
-
-
-class _PixelStore:
-    """Rows of equal shape appended one by one, in memory first, in a temporary file later."""
-
-    def __init__(self, height: int, width: int) -> None:
-        self._shape = (-1, height, width, 3)
-        self._memory = bytearray()
-        self._file: IO[bytes] | None = None
-
-    def append(self, row: Pixels) -> None:
-        self._memory += row.data
-        if len(self._memory) > _IN_MEMORY:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the map)
-            self._file.write(self._memory)
-            self._memory.clear()
-
-    def finish(self) -> Pixels:
-        if self._file is None:
-            return np.frombuffer(self._memory, dtype=np.uint8).reshape(self._shape)
-        self._file.write(self._memory)
-        self._file.flush()
-        return np.memmap(self._file, dtype=np.uint8, mode="r").reshape(self._shape)
+        parts.append(column.drop_null().cast(pa.int64()).to_numpy())
+    return np.unique(np.concatenate(parts))

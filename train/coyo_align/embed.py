@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import load_checkpoint
-from coyo_align.data import Pairs, stream
+from coyo_align.data import Pairs
 from coyo_align.device import pick_device, torch_threads
 from coyo_align.errors import AlignError
 from coyo_align.images import preprocess_of
 from coyo_align.model import Align
+from coyo_align.stream import stream
 from coyo_align.tokenizer import encode
 
 Embeddings = NDArray[np.float32]
@@ -28,23 +29,6 @@ OnEmbed = Callable[[int], None]
 """Called after every batch with the rows it had."""
 OnProgress = Callable[[int, int], None]
 """Called with the pictures and texts embedded so far, and how many there are."""
-
-
-@torch.inference_mode()
-def embed_images(
-    model: Align, feed: Feed, rows: Ints, batch_size: int, on_embed: OnEmbed
-) -> Embeddings:
-    """Unit vectors of the pictures in these rows, (rows, width).
-
-    Raises:
-        AlignError: an embedding is not a number.
-    """
-    model.eval()
-    found = []
-    for batch in cut(rows, batch_size):
-        found.append(model.embed_images(feed.pixels(batch)).cpu().numpy())
-        on_embed(len(batch))
-    return finite(np.concatenate(found), "picture")
 
 
 @torch.inference_mode()

@@ -1,8 +1,9 @@
-"""The contrastive loss of CLIP and ALIGN, in fp32 and with the smoothing one asks for.
+"""The contrastive losses of CLIP and ALIGN (InfoNCE) and of SigLIP, in fp32.
 
-AlignModel's own loss has a label smoothing of .1 built in, and under bf16 autocast its logits are
-bf16: at a temperature of .015 that is an error of up to half a unit. Left out: other losses, and
-gathering embeddings from other processes.
+AlignModel's own loss has a label smoothing of .1 built in, compares within one process only, and
+under bf16 autocast its logits are bf16: at a temperature of .015 that is an error of up to half a
+unit. Here each process compares its own rows with those of all, so that the mean of the processes'
+losses, and of their gradients, is that of one process with the whole batch.
 """
 
 import torch
@@ -11,7 +12,11 @@ from torch.nn import functional
 
 
 def contrastive_loss(
-    images: Tensor, texts: Tensor, temperature: Tensor, label_smoothing: float = 0.0
+    images: Tensor,
+    texts: Tensor,
+    temperature: Tensor,
+    label_smoothing: float = 0.0,
+    everyone: tuple[Tensor, Tensor, int] | None = None,
 ) -> Tensor:
     """Mean cross-entropy of picking each picture's text and each text's picture in the batch.
 
@@ -23,10 +28,44 @@ def contrastive_loss(
         texts: (batch, width) unit vectors, row by row the texts of the pictures.
         temperature: positive scalar.
         label_smoothing: share of the target given to all rows alike.
+        everyone: images and texts of all processes, and the row where this one's begin.
     """
+    all_images, all_texts, first = everyone or (images, texts, 0)
     with torch.autocast(images.device.type, enabled=False):
-        logits = images.float() @ texts.float().T / temperature.float()
-        target = torch.arange(len(logits), device=logits.device)
-        by_image = functional.cross_entropy(logits, target, label_smoothing=label_smoothing)
-        by_text = functional.cross_entropy(logits.T, target, label_smoothing=label_smoothing)
+        target = torch.arange(first, first + len(images), device=images.device)
+        by_image, by_text = (
+            functional.cross_entropy(
+                own.float() @ others.float().T / temperature.float(),
+                target,
+                label_smoothing=label_smoothing,
+            )
+            for own, others in ((images, all_texts), (texts, all_images))
+        )
         return (by_image + by_text) / 2
+
+
+def sigmoid_loss(
+    images: Tensor,
+    texts: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    everyone: tuple[Tensor, Tensor, int] | None = None,
+) -> Tensor:
+    """Sum over all pairs of the batch of -log sigmoid(±(cosine / temperature + bias)), per picture.
+
+    Zhai et al. 2023, algorithm 1: plus for a picture and its own text, minus for all others.
+
+    Args:
+        images: (batch, width) unit vectors.
+        texts: (batch, width) unit vectors, row by row the texts of the pictures.
+        temperature: positive scalar.
+        bias: scalar, -10 at the start of training.
+        everyone: as for ``contrastive_loss``.
+    """
+    _, all_texts, first = everyone or (images, texts, 0)
+    with torch.autocast(images.device.type, enabled=False):
+        logits = images.float() @ all_texts.float().T / temperature.float() + bias.float()
+        sign = torch.full_like(logits, -1.0)
+        own = torch.arange(len(images), device=images.device)
+        sign[own, own + first] = 1.0
+        return -functional.logsigmoid(sign * logits).sum() / len(images)

@@ -5,39 +5,54 @@ The wrapper answers what the plain model leaves to its user:
 - Embeddings come out normalised in fp32 with a guard. The plain model divides by the bare norm,
   and a fresh model in ``eval`` embeds pictures as zeros, so its logits are NaN.
 - ``get_*_features`` of transformers 5 return an output object; the embedding is ``pooler_output``.
-- The text mask is additive and four-dimensional: the plain eager path waits for the device to say
-  whether any token is masked at all.
+- The text mask is four-dimensional, and attention is torch's fused one: the plain eager path waits
+  for the device to say whether any token is masked at all.
+- Whole branches are dropped in training, not single values, see ``DropPath``.
+- Both towers can compute their activations again, not the text tower alone.
 - The temperature is learned as its logarithm, within bounds. The plain one is a raw divisor of 1.
 - A frozen tower stays in ``eval``: ``requires_grad=False`` doesn't stop BatchNorm from counting.
 - BatchNorm statistics are re-estimated rather than trusted, see ``reestimate_batchnorm``.
 
-Left out: any layer of our own. What is trained is what AlignModel loads.
+Left out: any weight of our own. What is trained is what AlignModel loads.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.utils.checkpoint import checkpoint
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
 
-from coyo_align.config import MAX_TOKENS, CompactShape, Tower
+from coyo_align.config import Loss, Part, Shape
 from coyo_align.errors import AlignError
 
 START_TEMPERATURE = 0.07
 """CLIP's. From scratch, 1.0 (Hugging Face's) does not learn within hundreds of steps."""
+START_BIAS = -10.0
+"""SigLIP's: nearly all pairs are wrong ones, and are called so from the start."""
 _LOWEST, _HIGHEST = 0.01, 1.0
 """CLIP's bound on the logit scale, 100, and no temperature above where plain ALIGN starts."""
 _EPS = 1e-6
 
 
+Texts = Sequence[tuple[Tensor, Tensor]]
+"""Captions of like length together: token ids and mask, both (rows, tokens), of each group."""
+
+
 class Align(nn.Module):
-    """An AlignModel with guarded embeddings, a bounded temperature and freezable towers."""
+    """An AlignModel with guarded embeddings, a bounded temperature and freezable parts."""
 
     def __init__(
-        self, hf: Any, temperature: float | None = None, freeze: tuple[Tower, ...] = ()
+        self,
+        hf: Any,
+        temperature: float | None = None,
+        freeze: tuple[Part, ...] = (),
+        loss: Loss = "infonce",
     ) -> None:
         super().__init__()
         self.hf = hf
@@ -45,17 +60,25 @@ class Align(nn.Module):
         if not start > 0:
             raise AlignError(f"A temperature must be positive, not {start}; try 0.07.")
         self.log_temperature = nn.Parameter(torch.tensor(math.log(start)))
+        self.bias = nn.Parameter(torch.tensor(START_BIAS)) if loss == "siglip" else None
         hf.temperature.requires_grad_(False)
         # The embedding is the first token's last state; the pooler behind it is computed by plain
-        # ALIGN and used nowhere, so it never gets a gradient.
+        # ALIGN and used nowhere, so it never gets a gradient, and DDP would wait for one.
         hf.text_model.pooler.requires_grad_(False)
+        # ALIGN declares eager attention only, but asks the interface that has torch's own too.
+        hf.text_model.config._attn_implementation = "sdpa"
         self.frozen: list[nn.Module] = []
         if "image" in freeze:
             self.frozen += [hf.vision_model]
         if "text" in freeze:
             self.frozen += [hf.text_model, hf.text_projection]
+        if "batchnorm" in freeze:
+            self.frozen += [m for m in hf.modules() if isinstance(m, BatchNorm)]
         for module in self.frozen:
             module.requires_grad_(False)
+        for block in hf.vision_model.encoder.blocks:
+            block.projection.dropout = DropPath(block.projection.dropout.p)
+        self.lora: Any = None
         self.clamp_temperature()
         self.train()
 
@@ -76,6 +99,19 @@ class Align(nn.Module):
         """Bring the temperature back within its bounds; call it after every step."""
         self.log_temperature.clamp_(math.log(_LOWEST), math.log(_HIGHEST))
 
+    def forward(
+        self, pixels: Tensor | None, texts: Texts
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+        """Embed pictures and groups of captions, one after the other; None or () for neither.
+
+        Returns:
+            Both embeddings, the temperature and SigLIP's bias: all that a loss needs, so that
+            every trained parameter is used in here, as DDP asks.
+        """
+        images = None if pixels is None else self.embed_images(pixels)
+        captions = torch.cat([self.embed_texts(*group) for group in texts]) if texts else None
+        return images, captions, self.temperature, self.bias
+
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Embed (batch, 3, height, width) pixel values as (batch, width) fp32 unit vectors."""
         return unit(self.hf.get_image_features(pixels).pooler_output)
@@ -87,16 +123,68 @@ class Align(nn.Module):
             ids: token ids.
             mask: true where a token stands.
         """
-        additive = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        additive.masked_fill_(~mask, torch.finfo(torch.float32).min)
-        features = self.hf.get_text_features(ids, attention_mask=additive[:, None, None, :])
+        features = self.hf.get_text_features(ids, attention_mask=mask[:, None, None, :])
         return unit(features.pooler_output)
+
+    def add_lora(self, rank: int) -> None:
+        """Train low-rank updates of both towers instead of their weights (Hu et al. 2021).
+
+        They stand beside the matrices of attention and feed-forward and beside the 1 x 1
+        convolutions; depthwise ones have nothing of low rank. The projection, the temperature and
+        what is frozen besides stay as they were. ``to_hf`` adds the updates to the weights.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        towers = [tower for tower in ("vision_model", "text_model") if self._is_trained(tower)]
+        names = r"(query|key|value|dense|expand_conv|project_conv)$"
+        pattern = rf"({'|'.join(towers)})\.(?!pooler).*" + names
+        chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern)
+        kept = {name for name, p in self.hf.text_projection.named_parameters() if p.requires_grad}
+        self.lora = [get_peft_model(self.hf, chosen)]  # in a list, or its weights would count twice
+        for name, parameter in self.hf.text_projection.named_parameters():
+            parameter.requires_grad_(name in kept)
+
+    def _is_trained(self, tower: str) -> bool:
+        return any(p.requires_grad for p in getattr(self.hf, tower).parameters())
+
+    def compile_towers(self) -> None:
+        """Compile each tower by itself, at its first use; names of weights stay."""
+        self.hf.vision_model.compile()
+        self.hf.text_model.compile()
+
+    def checkpoint_activations(self) -> None:
+        """Keep only what goes into each block, and compute the block again going backwards.
+
+        ``gradient_checkpointing_enable`` of plain ALIGN does so for the text tower alone, which is
+        the small one.
+        """
+        for block in (*self.hf.vision_model.encoder.blocks, *self.hf.text_model.encoder.layer):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
     @torch.no_grad()
     def to_hf(self) -> Any:
         """The plain AlignModel with the learned temperature written back, ready to be saved."""
+        if self.lora:
+            self.hf = self.lora.pop().merge_and_unload()
         self.hf.temperature.copy_(self.temperature)
         return self.hf
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): a sample's whole branch is left out, or none of it.
+
+    Where EfficientNet has this, ALIGN of transformers has plain dropout of single values.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Scale each sample of (batch, ...) by 0 or 1 / (1 - p)."""
+        if not self.training or self.p == 0:
+            return branch
+        return branch * functional.dropout(branch.new_ones(len(branch), 1, 1, 1), self.p)
 
 
 def unit(features: Tensor) -> Tensor:
@@ -122,7 +210,7 @@ def reestimate_batchnorm(model: Align, images: Iterable[Tensor]) -> int:
         How many BatchNorm layers were re-estimated.
     """
     kept = {id(part) for module in model.frozen for part in module.modules()}
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and id(m) not in kept]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and id(m) not in kept]
     if not norms:
         return 0
     was_training = model.training
@@ -141,12 +229,41 @@ def reestimate_batchnorm(model: Align, images: Iterable[Tensor]) -> int:
     return len(norms)
 
 
-def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int) -> Any:
+def random_parts(model: Align) -> list[str]:
+    """What makes two forward passes of the same rows differ, or depend on the other rows."""
+    found = []
+    training = [m for m in model.modules() if m.training]
+    if any(isinstance(m, BatchNorm) for m in training):
+        found.append("BatchNorm (freeze it: --freeze batchnorm)")
+    if any(isinstance(m, DropPath) and m.p > 0 for m in training):
+        found.append("stochastic depth (--drop-path 0)")
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in training):
+        found.append("dropout (--text-dropout 0)")
+    return found
+
+
+def set_dropout(hf: Any, text_dropout: float | None, drop_path: float | None) -> None:
+    """Change how much a model drops in training, from before its config is used; None leaves it."""
+    text, vision = hf.config.text_config, hf.config.vision_config
+    if text_dropout is not None:
+        text.hidden_dropout_prob = text.attention_probs_dropout_prob = text_dropout
+        for module in hf.text_model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = text_dropout
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = text_dropout
+    if drop_path is not None:
+        vision.drop_connect_rate = drop_path
+        blocks = hf.vision_model.encoder.blocks
+        for number, block in enumerate(blocks):
+            block.projection.dropout.p = drop_path * number / len(blocks)
+
+
+def build(shape: Shape, image_size: int, tokens: int, pad_id: int) -> Any:
     """An untrained AlignModel of this shape; torch's random state decides its weights.
 
     ALIGN has no projection behind the image tower, so ``projection_dim`` is the width of its last
-    stage. Dropout is off in the image tower: Hugging Face's ``drop_connect_rate`` drops elements
-    where EfficientNet drops whole branches.
+    stage: 320 for B0, 384 for B3, 640 for B7.
 
     Args:
         shape: its dimensions.
@@ -154,22 +271,18 @@ def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int
         tokens: entries of the tokenizer.
         pad_id: its padding token.
     """
-    coefficient = shape.stem_width / 32  # the stem is 32 wide before this factor
-    widths = [shape.stem_width, *(stage[0] for stage in shape.stages)]
-    base = [round(width / coefficient) for width in widths]
-    _, kernels, strides, expansions, blocks = zip(*shape.stages, strict=True)
+    channels, kernels, strides, expansions, blocks = zip(*shape.stages, strict=True)
     vision = AlignVisionConfig(
         image_size=image_size,
-        width_coefficient=coefficient,
-        depth_coefficient=1.0,
-        in_channels=base[:-1],
-        out_channels=base[1:],
+        width_coefficient=shape.width,
+        depth_coefficient=shape.depth,
+        in_channels=(32, *channels[:-1]),
+        out_channels=channels,
         kernel_sizes=kernels,
         strides=strides,
         expand_ratios=expansions,
         num_block_repeats=blocks,
-        hidden_dim=image_size,  # the window of the final average: anything as large as the map
-        drop_connect_rate=0.0,
+        drop_connect_rate=shape.drop_path,
         batch_norm_momentum=0.01,  # TensorFlow's .99 in torch's words
     )
     text = AlignTextConfig(
@@ -178,7 +291,7 @@ def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int
         num_hidden_layers=shape.text_layers,
         num_attention_heads=shape.text_heads,
         intermediate_size=shape.text_inner,
-        max_position_embeddings=MAX_TOKENS,
+        max_position_embeddings=shape.positions,
         type_vocab_size=1,
         # BERT's .02 is for a width of 768. In a narrow tower it leaves all captions nearly alike at
         # the start, since what attention gathers vanishes beside the first token's own embedding.
@@ -187,10 +300,11 @@ def build_compact(shape: CompactShape, image_size: int, tokens: int, pad_id: int
         attention_probs_dropout_prob=0.0,
         pad_token_id=pad_id,
     )
+    width = max(8, int(channels[-1] * shape.width + 4) // 8 * 8)  # as ALIGN rounds it
     config = AlignConfig(
         text_config=text.to_dict(),
         vision_config=vision.to_dict(),
-        projection_dim=widths[-1],
+        projection_dim=width,
         temperature_init_value=START_TEMPERATURE,
     )
     return AlignModel(config)

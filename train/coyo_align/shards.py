@@ -1,17 +1,25 @@
-"""WebDataset tars to samples, one after the other, with the standard library's tarfile.
+"""What is in WebDataset tars, from one pass over their headers: where each picture lies, its text.
+
+Plain tars on a disk allow random access, so nothing but captions and json is read here, the
+pictures are decoded later in any order, and shuffling is exact without a buffer.
 
 The webdataset package is not used: it drops what it can't read without a count, and here every
-sample that is lost needs a reason. What is given up with it are remote urls and shuffling
-buffers; the pairs are decoded once and shuffled exactly, in ``data``.
+sample that is lost needs a reason. What is given up with it are remote urls.
+
+Run as a module it serves ``index``, which reads several tars at once.
 """
 
 import json
+import os
+import struct
+import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from coyo_align.errors import AlignError
 
@@ -19,44 +27,20 @@ _MAX_BYTES = 64 * 2**20
 """Per file in a tar: larger ones are left unread, and their sample counted as lacking them."""
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 
+USABLE, NO_CAPTION, NO_PICTURE = 0, 1, 2
+LACKS = {NO_CAPTION: "no caption", NO_PICTURE: "no picture"}
+
 
 @dataclass
-class Sample:
-    """The files of one key, by extension in lower case."""
+class _Sample:
+    """The files of one key, by extension in lower case: where their content lies, how long it is.
+
+    The content is read of those that tell something now.
+    """
 
     key: str
-    files: dict[str, bytes] = field(default_factory=dict)
-
-    @cached_property
-    def id(self) -> int | None:
-        """The ``id`` of the json, else the key where that is a number, else None."""
-        try:
-            return int(json.loads(self.files["json"])["id"])
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
-            name = self.key.rpartition("/")[2]
-            return int(name) if name.isascii() and name.isdigit() else None
-
-    @property
-    def picture(self) -> bytes | None:
-        """The encoded picture, None where there is none."""
-        return next((self.files[e] for e in _PICTURES if e in self.files), None)
-
-    @property
-    def caption(self) -> str:
-        """The text with its white space joined, empty where there is none."""
-        return " ".join(self.files.get("txt", b"").decode("utf-8", errors="replace").split())
-
-    def field(self, name: str) -> Any:
-        """A value of the json, the key as ``key``, or the text of the .cls file as ``cls``."""
-        if name == "key":
-            return self.key
-        if name == "cls":
-            text = self.files.get("cls")
-            return None if text is None else text.decode("utf-8", errors="replace").strip()
-        try:
-            return json.loads(self.files["json"]).get(name)
-        except (KeyError, AttributeError, ValueError, RecursionError):
-            return None
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
 
 
 def tar_paths(shards: Path) -> list[Path]:
@@ -73,21 +57,93 @@ def tar_paths(shards: Path) -> list[Path]:
     return paths
 
 
-class CutShortError(Exception):
-    """A tar ends before its end mark, or can't be read from some place on."""
+def index_tar(path: Path, fields: Sequence[str]) -> pa.Table:
+    """The samples of one tar: consecutive files that share a name up to its first dot.
+
+    Columns, a row a sample: ``lacks`` (USABLE, NO_CAPTION or NO_PICTURE), ``offset`` and ``size``
+    of the picture in bytes, ``id`` (the json's, else the key where that is a number, else null),
+    ``caption`` (white space joined, empty where there is none), and for each of ``fields`` the
+    json's value as JSON text, null where there is none; "key" and "cls" are the sample's key and
+    the text of its .cls file. The schema's metadata says under ``damaged`` whether the tar ends
+    before its end mark or can't be read from some place on; what comes before that, up to the last
+    whole sample, is there.
+    """
+    rows: dict[str, list[Any]] = {name: [] for name in ("lacks", "offset", "size", "id", "caption")}
+    asked: list[list[str | None]] = [[] for _ in fields]
+    damaged = b""
+    try:
+        for sample in _samples(path):
+            caption = _text(sample, "txt")
+            picture = next((sample.places[e] for e in _PICTURES if e in sample.places), None)
+            lacks = NO_CAPTION if not caption else NO_PICTURE if picture is None else USABLE
+            record = _record(sample)
+            rows["lacks"].append(lacks)
+            rows["offset"].append(0 if picture is None else picture[0])
+            rows["size"].append(-1 if picture is None else picture[1])
+            rows["id"].append(_id(sample, record))
+            rows["caption"].append(caption)
+            for name, values in zip(fields, asked, strict=True):
+                values.append(_value(name, sample, record))
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RecursionError):
+        damaged = b"yes"
+    types = {"lacks": pa.int8(), "size": pa.int32(), "caption": pa.string()}
+    arrays = [pa.array(values, types.get(name, pa.int64())) for name, values in rows.items()]
+    arrays += [pa.array(values, pa.string()) for values in asked]
+    names = [*rows, *(f"field {number}" for number in range(len(fields)))]
+    return pa.table(arrays, names, metadata={"damaged": damaged})
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
-    """Yield the samples of one tar: consecutive files that share a name up to its first dot.
+def _text(sample: _Sample, extension: str) -> str:
+    content = sample.texts.get(extension, b"")
+    return " ".join(content.decode("utf-8", errors="replace").split())
+
+
+def _record(sample: _Sample) -> dict[str, Any]:
+    """The json, empty where it is lost or is no object."""
+    try:
+        record = json.loads(sample.texts["json"])
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _id(sample: _Sample, record: dict[str, Any]) -> int | None:
+    try:
+        number = int(record["id"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        name = sample.key.rpartition("/")[2]
+        if not (name.isascii() and name.isdigit() and len(name) < 20):
+            return None
+        number = int(name)
+    return number if -(2**63) <= number < 2**63 else None
+
+
+def _value(name: str, sample: _Sample, record: dict[str, Any]) -> str | None:
+    if name == "key":
+        return json.dumps(sample.key.encode("utf-8", "replace").decode())
+    if name == "cls":
+        return json.dumps(_text(sample, "cls")) if "cls" in sample.texts else None
+    return json.dumps(record[name]) if name in record else None
+
+
+def _samples(path: Path) -> Iterator[_Sample]:
+    """Yield the samples of one tar.
 
     Raises:
-        CutShortError: after the last whole sample, if the tar is truncated or damaged. Without the
-            check of the end mark, tarfile takes a tar that is cut between two files for whole.
+        tarfile.TarError and others: after the last whole sample, if the tar is truncated or
+            damaged. Without the check of the end mark, tarfile takes a tar that is cut between two
+            files for whole.
     """
-    sample: Sample | None = None
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+    sample: _Sample | None = None
+    with path.open("rb") as stream:
+        length = os.fstat(stream.fileno()).st_size
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            before = -1
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if member.offset <= before or member.size < 0:
+                    raise tarfile.ReadError("a size that leads nowhere")
+                before = member.offset
                 if not member.isreg():
                     continue
                 folder, slash, name = member.name.rpartition("/")
@@ -96,18 +152,40 @@ def read_samples(path: Path) -> Iterator[Sample]:
                 if sample is None or sample.key != key:
                     if sample is not None:
                         yield sample
-                    sample = Sample(key)
-                if member.size <= _MAX_BYTES and (stream := tar.extractfile(member)) is not None:
-                    sample.files[extension.lower()] = stream.read()
-            if not _ends_here(path, tar.offset):
-                raise CutShortError(path.name)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CutShortError(path.name) from error
+                    sample = _Sample(key)
+                if member.issparse() or member.size > _MAX_BYTES:
+                    continue
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("cut within a file")
+                extension = extension.lower()
+                sample.places[extension] = (member.offset_data, member.size)
+                if extension in ("txt", "json", "cls"):
+                    stream.seek(member.offset_data)
+                    sample.texts[extension] = stream.read(member.size)
+            stream.seek(tar.offset)
+            if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("no end mark")
     if sample is not None:
         yield sample
 
 
-def _ends_here(path: Path, offset: int) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
+LENGTH = struct.Struct(">Q")
+"""How long a table is, before it, in what ``_serve`` writes."""
+
+
+def _serve() -> None:
+    """Read a line of JSON, [path, fields], and write that tar's table as an Arrow stream."""
+    for line in sys.stdin.buffer:
+        path, fields = json.loads(line)
+        table = index_tar(Path(path), fields)
+        with pa.BufferOutputStream() as sink:
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            content = sink.getvalue()
+        sys.stdout.buffer.write(LENGTH.pack(content.size))
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve()

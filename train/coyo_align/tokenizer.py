@@ -10,6 +10,8 @@ Left out: any other kind of tokenizer. A checkpoint's own one is loaded in ``che
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ Tokens = NDArray[np.int32]
 
 _SMALLEST_COUNT = 2
 """A piece seen once in the captions can't be learned from."""
+_CHUNK = 50_000
 _LETTERS_SHARE = 8
 """One in eight entries at most is for single letters; the rarer ones of more scripts are [UNK]."""
 
@@ -70,22 +73,52 @@ def cut_at(tokenizer: PreTrainedTokenizerBase, length: int) -> PreTrainedTokeniz
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> list[Tokens]:
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of token ids of different lengths, in one array: many small ones cost double."""
+
+    flat: NDArray[np.int32]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int | np.int64) -> Tokens:
+        return self.flat[self.ends[row - 1] if row else 0 : self.ends[row]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.diff(self.ends, prepend=0)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> TokenRows:
     """Turn captions into token ids, cut at the tokenizer's length and without padding."""
-    if not captions:
-        return []
-    rows = tokenizer(list(captions), truncation=True, padding=False)["input_ids"]
-    return [np.asarray(row, dtype=np.int32) for row in rows]
+    flat = [np.empty(0, np.int32)]
+    lengths = [np.empty(0, np.int64)]
+    for start in range(0, len(captions), _CHUNK):
+        some = list(captions[start : start + _CHUNK])
+        rows = tokenizer(some, truncation=True, padding=False)["input_ids"]
+        lengths.append(np.fromiter((len(row) for row in rows), np.int64, len(rows)))
+        flat.append(np.fromiter(chain.from_iterable(rows), np.int32, int(lengths[-1].sum())))
+    return TokenRows(np.concatenate(flat), np.cumsum(np.concatenate(lengths)))
 
 
-def pad(rows: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def pad(
+    rows: Sequence[Tokens], pad_id: int, multiple: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Stack token rows, padded to the longest of them only.
+
+    Args:
+        rows: token ids.
+        pad_id: what follows them.
+        multiple: the length is rounded up to a multiple of this, so that a compiler meets few.
 
     Returns:
         Token ids and a mask that is true where a token stands, both (rows, longest row). Padding
         further changes embeddings by less than 1e-6 and costs time.
     """
-    longest = max(len(row) for row in rows)
+    longest = -(-max(len(row) for row in rows) // multiple) * multiple
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.bool_)
     for i, row in enumerate(rows):

@@ -1,0 +1,135 @@
+"""Two processes with half a batch each learn what one with the whole batch learns."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from coyo_align.config import TrainConfig
+from coyo_align.errors import AlignError
+from coyo_align.finetune import finetune
+from safetensors.torch import load_file
+
+from align.making import squares, write_tar
+
+RUN = """
+import json, sys
+from pathlib import Path
+from coyo_align.config import TrainConfig
+from coyo_align.finetune import finetune
+settings = json.loads(sys.argv[1])
+settings |= {name: Path(settings[name]) for name in ("shards", "output")}
+finetune(TrainConfig(**settings))
+"""
+
+# The gradients of one batch before they are clipped, as the loop computes them.
+GRADIENTS = """
+import json, sys
+from pathlib import Path
+import torch
+from coyo_align import finetune as loop
+from coyo_align.batch import training_batches
+from coyo_align.config import TrainConfig
+from coyo_align.distributed import find_world, joined, share_of_batch
+from coyo_align.prepare import make_model, plan_batches, prepare
+from safetensors.torch import save_file
+settings = json.loads(sys.argv[1])
+settings |= {name: Path(settings[name]) for name in ("shards", "output")}
+config, world, device = TrainConfig(**settings), find_world(), torch.device("cpu")
+torch.set_num_threads(1)
+with joined(world, device):
+    torch.manual_seed(0)
+    checkpoint, pairs, feed = prepare(config, device, None)
+    model = make_model(config, checkpoint, world, device)
+    plan = plan_batches(config, checkpoint, share_of_batch(config.batch_size, world), device)
+    towers = loop.ready_towers(config, model, pairs, feed, plan, world)
+    loss = loop.backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
+    found = {n: p.grad.contiguous() for n, p in model.named_parameters() if p.grad is not None}
+    if world.leads:
+        save_file(found | {"loss": loss}, config.output)
+"""
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("many")
+    write_tar(folder / "00000.tar", squares(copies=4))
+    return folder
+
+
+def in_processes(code: str, count: int, given: dict[str, object]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(count):
+        world = {
+            "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        environment = os.environ | (world if count > 1 else {})
+        command = [sys.executable, "-c", code, json.dumps(given)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
+    for child in running:
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == 0, said.decode()
+
+
+def settings(shards: Path, output: Path, **changes: object) -> dict[str, object]:
+    return {
+        "shards": str(shards), "output": str(output), "samples": 192, "batch_size": 64,
+        "threads": 1, "log_every": 1, "device": "cpu", "text_dropout": 0.0,
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [{"loss": "infonce", "label_smoothing": 0.1}, {"loss": "siglip", "temperature": 0.1}],
+    ids=["infonce", "siglip"],
+)
+def test_gradients_are_those_of_the_whole_batch(
+    many: Path, tmp_path: Path, loss: dict[str, object]
+) -> None:
+    for count in (1, 2):
+        in_processes(GRADIENTS, count, settings(many, tmp_path / f"{count}.safetensors", **loss))
+    alone, shared = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert alone.keys() == shared.keys()
+    assert len(alone) > 100
+    torch.testing.assert_close(shared.pop("loss"), alone.pop("loss"), rtol=1e-5, atol=0)
+    for name, gradient in alone.items():
+        size = gradient.norm().item()
+        assert (shared[name] - gradient).norm().item() < 1e-3 * size + 1e-6, name
+
+
+def test_a_run_of_two_processes_is_a_run(many: Path, tmp_path: Path) -> None:
+    for count in (1, 2):
+        in_processes(RUN, count, settings(many, tmp_path / str(count), learning_rate=1e-4))
+    alone, shared = (
+        [json.loads(line) for line in (tmp_path / count / "metrics.jsonl").open()]
+        for count in ("1", "2")
+    )
+    assert [line["loss"] for line in shared[:3]] == pytest.approx(
+        [line["loss"] for line in alone[:3]], rel=1e-4
+    )
+    assert shared[-1]["finished"]["processes"] == 2
+    assert shared[-1]["finished"]["samples_seen"] == 192
+    one, two = (load_file(tmp_path / count / "model.safetensors") for count in ("1", "2"))
+    assert one.keys() == two.keys(), "BatchNorm's stand-in left something in the checkpoint"
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0.02, atol=2e-3)
+
+
+def test_what_can_not_be_shared_out_is_refused(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(AlignError, match="64 can't be shared among 3"):
+        finetune(TrainConfig(many, tmp_path / "run", 64, batch_size=64))
+    monkeypatch.setenv("WORLD_SIZE", "nine")
+    with pytest.raises(AlignError, match="WORLD_SIZE"):
+        finetune(TrainConfig(many, tmp_path / "run", 64, batch_size=64))

@@ -1,0 +1,175 @@
+"""A data set's pixels in one file, decoded once, for all the runs to come.
+
+In the cache's directory there is for each data set and picture size a directory with
+
+- ``pixels.npy``: (samples, height, width, 3) bytes, a place for every usable sample of the tars;
+- ``codes.npy``: for each whether its picture is good, or why not (``decode_worker``);
+- ``cache.json``: what it was made of, and how long that took.
+
+Its name holds a digest of all that the pixels depend on: the tars' names, sizes and times, the ids,
+the geometry and the version of Pillow. So a cache of something else is not used, and not harmed
+either. It is written under another name and renamed when whole; a lock keeps a second run waiting
+until it can use what the first has built.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+
+from coyo_align.errors import AlignError
+from coyo_align.images import Geometry, Pixels
+from coyo_align.index import Index
+from coyo_align.pictures import decode_into, row_bytes
+
+_FORMAT = 1
+
+
+def cached_pixels(
+    directory: Path,
+    index: Index,
+    geometry: Geometry,
+    workers: int,
+    on_done: Callable[[int], None],
+) -> tuple[Pixels, NDArray[np.uint8], bool]:
+    """The pixels of all samples, a read-only map, their codes, and whether they were built now.
+
+    Raises:
+        AlignError: the directory can't be written to, or has no room.
+    """
+    name = f"pixels-{_fingerprint(index, geometry)}"
+    if (found := _open(directory / name, index, geometry)) is not None:
+        return *found, False
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _lock(directory):
+            if (found := _open(directory / name, index, geometry)) is not None:
+                return *found, False
+            _build(directory, name, index, geometry, workers, on_done)
+    except OSError as error:
+        raise AlignError(f"The cache {directory} can't be written: {error.strerror}.") from error
+    found = _open(directory / name, index, geometry)
+    if found is None:
+        raise AlignError(f"The cache {directory / name} is not what was just written there.")
+    return *found, True
+
+
+def _fingerprint(index: Index, geometry: Geometry) -> str:
+    """A digest of all that the pixels and their order depend on."""
+    said = {
+        "format": _FORMAT,
+        "pillow": PIL.__version__,
+        "tars": [(tar.path.name, tar.size, tar.mtime_ns) for tar in index.tars],
+        "geometry": asdict(geometry),
+    }
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for numbers in (index.tar, index.offset, index.size):  # which samples of the tars
+        digest.update(numbers.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _open(path: Path, index: Index, geometry: Geometry) -> tuple[Pixels, NDArray[np.uint8]] | None:
+    """What is in a cache, None where there is none or a damaged one."""
+    try:
+        pixels = np.load(path / "pixels.npy", mmap_mode="r")
+        codes = np.load(path / "codes.npy")
+    except (OSError, ValueError, EOFError):
+        return None
+    shape = (len(index), geometry.height, geometry.width, 3)
+    if pixels.shape != shape or pixels.dtype != np.uint8 or codes.shape != shape[:1]:
+        return None
+    return pixels, codes
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Wait until nobody else builds here. Looks again and again, so that a Ctrl-C is noticed."""
+    with (directory / ".lock").open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
+        yield
+
+
+def _build(
+    directory: Path,
+    name: str,
+    index: Index,
+    geometry: Geometry,
+    workers: int,
+    on_done: Callable[[int], None],
+) -> None:
+    started = time.perf_counter()
+    for left in directory.glob(".pixels-*.partial"):  # by a run that was killed: we hold the lock
+        shutil.rmtree(left)
+    partial = directory / f".{name}.partial"
+    partial.mkdir()
+    try:
+        shape = (len(index), geometry.height, geometry.width, 3)
+        _reserve(partial / "pixels.npy", shape, len(index) * row_bytes(geometry))
+        target = os.open(partial / "pixels.npy", os.O_RDWR)
+        try:
+            start = os.fstat(target).st_size - len(index) * row_bytes(geometry)
+            rows = np.arange(len(index))
+            codes = decode_into(target, start, index, rows, geometry, workers, on_done)
+            os.fsync(target)
+        finally:
+            os.close(target)
+        np.save(partial / "codes.npy", codes)
+        seconds = time.perf_counter() - started
+        about = {
+            "tars": [tar.path.name for tar in index.tars],
+            "geometry": asdict(geometry),
+            "pictures": len(index),
+            "seconds": round(seconds, 3),
+            "pillow": PIL.__version__,
+        }
+        (partial / "cache.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if (directory / name).exists():  # damaged, or it would have been opened
+            shutil.rmtree(directory / name)
+        partial.rename(directory / name)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _reserve(path: Path, shape: tuple[int, ...], size: int) -> None:
+    """Write the header of an .npy file and take the room on the disk for what it promises.
+
+    Raises:
+        AlignError: there is not enough.
+    """
+    free = shutil.disk_usage(path.parent).free
+    full = AlignError(
+        f"The cache needs {size:,} bytes in {path.parent.parent}, where {free:,} are free. "
+        "Make room, choose another directory, or go without a cache."
+    )
+    if size > free:
+        raise full
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), file.tell(), size)
+            else:
+                os.ftruncate(file.fileno(), file.tell() + size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise full from error
+            raise
