@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from coyo_align import data
-from coyo_align.children import cores
-from coyo_align.data import Pairs, load_pairs
-from coyo_align.images import image_processor, open_picture, pixels_of, preprocess_of
-from coyo_align.pictures import Rows
-from coyo_align.shards import index_tar
-from coyo_align.stream import stream
+from coyo_align.input import data
+from coyo_align.input.children import cores
+from coyo_align.input.data import Pairs, load_pairs
+from coyo_align.input.images import image_processor, open_picture, pixels_of, preprocess_of
+from coyo_align.input.pictures import Rows
+from coyo_align.input.shards import index_tar
+from coyo_align.input.stream import stream
 from PIL import Image, ImageOps
 
 SIDES = (128, 224, 289)

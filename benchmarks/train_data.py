@@ -99,7 +99,7 @@ def make_start(
     import torch
     from coyo_align.checkpoint import Checkpoint, save_checkpoint
     from coyo_align.config import SHAPES
-    from coyo_align.images import image_processor
+    from coyo_align.input.images import image_processor
     from coyo_align.model import build, set_dropout
     from coyo_align.tokenizer import train_tokenizer
 

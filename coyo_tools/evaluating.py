@@ -20,7 +20,7 @@ from coyo_tools.progress import Progress, no_progress
 from coyo_tools.source import open_source
 
 if TYPE_CHECKING:
-    from coyo_align.evaluate import ClassScores, RetrievalScores
+    from coyo_align.scoring.evaluate import ClassScores, RetrievalScores
 
     TaskScores = RetrievalScores | ClassScores
 
@@ -147,9 +147,13 @@ def _scores(
     on_progress: Progress,
 ) -> "TaskScores":
     from coyo_align.embed import Embedder
-    from coyo_align.evaluate import evaluate_classification, evaluate_knn, evaluate_retrieval
-    from coyo_align.labels import CLS
-    from coyo_align.templates import DEFAULT_TEMPLATE, IMAGENET_TEMPLATES
+    from coyo_align.scoring.evaluate import (
+        evaluate_classification,
+        evaluate_knn,
+        evaluate_retrieval,
+    )
+    from coyo_align.scoring.labels import CLS
+    from coyo_align.scoring.templates import DEFAULT_TEMPLATE, IMAGENET_TEMPLATES
 
     threads, label_field = settings.threads, settings.label_field or CLS
     embedder = Embedder(

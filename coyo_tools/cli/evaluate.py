@@ -21,7 +21,7 @@ from coyo_tools.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from coyo_align.evaluate import ClassScores, RetrievalScores
+    from coyo_align.scoring.evaluate import ClassScores, RetrievalScores
 
 
 def evaluate_command(
@@ -103,7 +103,7 @@ def evaluate_command(
     if as_json:
         print_json(asdict(scores))
         return
-    from coyo_align.evaluate import ClassScores
+    from coyo_align.scoring.evaluate import ClassScores
 
     if isinstance(scores, ClassScores):
         _print_classes(task, scores)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.config import make_config
-from coyo_align.evaluate import evaluate_retrieval
 from coyo_align.finetune import finetune
+from coyo_align.scoring.evaluate import evaluate_retrieval
 from coyo_align.tokenizer import train_tokenizer
 from PIL import Image
 from transformers import (

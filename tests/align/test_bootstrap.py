@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from coyo_align.bootstrap import class_mean, interval, median, share, share_interval
+from coyo_align.scoring.bootstrap import class_mean, interval, median, share, share_interval
 from numpy.typing import NDArray
 
 PICTURES, CAPTIONS = 300, 5
@@ -68,7 +68,7 @@ def test_blocks_change_nothing(
 ) -> None:
     hits = drawn_hits(random)
     whole = interval(share(hits), CLUSTERS, draws=100)
-    monkeypatch.setattr("coyo_align.bootstrap._BLOCK", 7 * len(hits))
+    monkeypatch.setattr("coyo_align.scoring.bootstrap._BLOCK", 7 * len(hits))
     assert interval(share(hits), CLUSTERS, draws=100) == pytest.approx(whole, abs=1e-12)
 
 

@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from coyo_align.data import Pairs, load_pairs
 from coyo_align.errors import AlignError
-from coyo_align.images import image_processor, preprocess_of
+from coyo_align.input.data import Pairs, load_pairs
+from coyo_align.input.images import image_processor, preprocess_of
 
 from align.making import encoded, sample, square, squares, write_tar
 
@@ -102,9 +102,9 @@ def test_a_damaged_cache_is_built_again(shards: Path, tmp_path: Path, damage: st
 LOAD = """
 import sys
 from pathlib import Path
-from coyo_align.data import load_pairs
+from coyo_align.input.data import load_pairs
 from coyo_align.errors import AlignError
-from coyo_align.images import Geometry, Preprocess
+from coyo_align.input.images import Geometry, Preprocess
 small = Preprocess(Geometry((32, 32), 2), (1.0,) * 3, (0.0,) * 3)
 try:
     load_pairs(Path(sys.argv[1]), small, cache=Path(sys.argv[2]), workers=1)
@@ -113,7 +113,7 @@ except AlignError as error:
 """
 SLOW = """
 import time
-import coyo_align.cache as cache
+import coyo_align.input.cache as cache
 def slow_save(*_):
     print("building", flush=True)
     time.sleep(60)
@@ -162,7 +162,7 @@ def test_no_room_is_said_before_anything_is_decoded(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(free=1_234)
-    monkeypatch.setattr("coyo_align.cache.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("coyo_align.input.cache.shutil.disk_usage", lambda _: usage)
     with pytest.raises(AlignError, match=r"needs 110,592 bytes .* 1,234 are free"):
         load(shards, tmp_path / "cache")
     assert pixels_dirs(tmp_path / "cache") == []

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from coyo_align.captions import CaptionsFile, Found, Picture, find_pictures, read_captions
 from coyo_align.embed import Embedder
 from coyo_align.errors import AlignError
-from coyo_align.evaluate import evaluate_retrieval
+from coyo_align.scoring.captions import CaptionsFile, Found, Picture, find_pictures, read_captions
+from coyo_align.scoring.evaluate import evaluate_retrieval
 
 from align.conftest import Trained
 from align.making import COLOURS, GROUNDS, encoded, square, write_tar

@@ -10,7 +10,7 @@ import pytest
 import torch
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.errors import AlignError
-from coyo_align.images import open_picture, preprocess_of
+from coyo_align.input.images import open_picture, preprocess_of
 from coyo_align.model import Align
 from coyo_align.tokenizer import encode, pad
 from PIL import Image

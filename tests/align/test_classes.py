@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coyo_align.errors import AlignError
-from coyo_align.labels import read_labels, resolve_labels
-from coyo_align.nearest import chance_of_vote, neighbours, vote
-from coyo_align.templates import IMAGENET_TEMPLATES, fill
+from coyo_align.scoring.labels import read_labels, resolve_labels
+from coyo_align.scoring.nearest import chance_of_vote, neighbours, vote
+from coyo_align.scoring.templates import IMAGENET_TEMPLATES, fill
 
 from align.test_retrieval import unit_rows
 
@@ -69,7 +69,7 @@ def test_neighbours_and_votes_are_those_of_a_sorted_list(
 ) -> None:
     queries, gallery = unit_rows(random, 40), unit_rows(random, 60)
     classes, voters = random.integers(0, 4, 40), random.integers(0, 4, 60)
-    monkeypatch.setattr("coyo_align.nearest._BLOCK", 60 * 7)
+    monkeypatch.setattr("coyo_align.scoring.nearest._BLOCK", 60 * 7)
     found, cosines = neighbours(queries, classes, gallery, voters)
     won = vote(classes, voters[found], cosines)
     for row in range(40):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from coyo_align.embed import Embedder
 from coyo_align.errors import AlignError
-from coyo_align.evaluate import (
+from coyo_align.scoring.evaluate import (
     ClassScores,
     evaluate_classification,
     evaluate_knn,
     evaluate_retrieval,
 )
-from coyo_align.templates import IMAGENET_TEMPLATES
+from coyo_align.scoring.templates import IMAGENET_TEMPLATES
 from coyo_align.tokenizer import train_tokenizer
 from numpy.typing import NDArray
 from PIL import Image

@@ -176,7 +176,7 @@ def test_importing_the_package_is_cheap_and_alone() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     code = (
-        "import sys, coyo_align.finetune, coyo_align.evaluate; "
+        "import sys, coyo_align.finetune, coyo_align.scoring.evaluate; "
         "assert 'coyo_tools' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coyo_align.errors import AlignError
-from coyo_align.images import (
+from coyo_align.input.images import (
     BadPictureError,
     Geometry,
     image_processor,
@@ -231,7 +231,7 @@ def test_a_large_flat_picture_in_a_tiny_file_is_just_a_picture() -> None:
 
 
 def test_what_decodes_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, coyo_align.decode_worker; print(*sys.modules)"
+    code = "import sys, coyo_align.input.decode_worker; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "pyarrow"} & set(done.stdout.split())
 

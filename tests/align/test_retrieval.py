@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from coyo_align.embed import Embedder
 from coyo_align.errors import AlignError
-from coyo_align.evaluate import RetrievalScores, evaluate_retrieval
-from coyo_align.retrieval import Scores, chance_of_rank, score
+from coyo_align.scoring.evaluate import RetrievalScores, evaluate_retrieval
+from coyo_align.scoring.retrieval import Scores, chance_of_rank, score
 from numpy.typing import NDArray
 
 from align.conftest import Trained
@@ -63,7 +63,7 @@ def test_blocks_change_nothing(
     queries, candidates = unit_rows(random, 50), unit_rows(random, 30)
     right = np.asarray([(q, q % 30) for q in range(50)])
     whole = score(queries, candidates, right)
-    monkeypatch.setattr("coyo_align.retrieval._BLOCK", 200)
+    monkeypatch.setattr("coyo_align.scoring.retrieval._BLOCK", 200)
     assert score(queries, candidates, right) == whole
 
 

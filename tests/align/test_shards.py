@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from coyo_align.data import load_pairs, read_ids
 from coyo_align.errors import AlignError
-from coyo_align.images import image_processor, preprocess_of
+from coyo_align.input.data import load_pairs, read_ids
+from coyo_align.input.images import image_processor, preprocess_of
 
 from align.making import encoded, sample, square, squares, write_tar
 
@@ -238,7 +238,7 @@ def test_tars_read_by_several_processes_give_the_same(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = load_pairs(shards, SMALL, fields=("url", "key"), workers=2)
-    monkeypatch.setattr("coyo_align.index._WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("coyo_align.input.index._WORTH_A_PROCESS", 1)
     two = load_pairs(shards, SMALL, fields=("url", "key"), workers=2)
     assert (one.captions, one.fields) == (two.captions, two.fields)
     np.testing.assert_array_equal(one.ids, two.ids)

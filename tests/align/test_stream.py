@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coyo_align.data import Pairs, load_pairs
 from coyo_align.errors import AlignError
-from coyo_align.images import image_processor, preprocess_of
-from coyo_align.pictures import Decoded, InTars, Rows
-from coyo_align.stream import stream
+from coyo_align.input.data import Pairs, load_pairs
+from coyo_align.input.images import image_processor, preprocess_of
+from coyo_align.input.pictures import Decoded, InTars, Rows
+from coyo_align.input.stream import stream
 
 from align.making import squares, write_tar
 
@@ -53,7 +53,7 @@ def in_tars(monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def load(shards: Path) -> Pairs:
         with monkeypatch.context() as patch:
-            patch.setattr("coyo_align.data._IN_MEMORY", 0)
+            patch.setattr("coyo_align.input.data._IN_MEMORY", 0)
             pairs = load_pairs(shards, SMALL, workers=2)
         assert isinstance(pairs.images, InTars)
         return pairs
@@ -249,9 +249,9 @@ def test_decoded_pictures_need_no_processes(shards: Path) -> None:
 ORPHANS = """
 import os, sys
 from pathlib import Path
-from coyo_align import data
-from coyo_align.images import Geometry, Preprocess
-from coyo_align.stream import stream
+from coyo_align.input import data
+from coyo_align.input.images import Geometry, Preprocess
+from coyo_align.input.stream import stream
 data._IN_MEMORY = 0
 small = Preprocess(Geometry((32, 32), 2), (1.0,) * 3, (0.0,) * 3)
 pairs = data.load_pairs(Path(sys.argv[1]), small)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from coyo_align.config import SHAPES, Shape
-from coyo_align.images import image_processor, open_picture, preprocess_of
+from coyo_align.input.images import image_processor, open_picture, preprocess_of
 from coyo_align.loss import contrastive_loss
 from coyo_align.model import Align, build, reestimate_batchnorm, unit
 from coyo_align.optim import build_optimizer

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from coyo_align import data
 from coyo_align.config import TrainConfig
 from coyo_align.dryrun import dry_run
 from coyo_align.errors import AlignError
 from coyo_align.finetune import TrainResult, finetune
+from coyo_align.input import data
 from safetensors.torch import load_file
 
 from align.conftest import Trained

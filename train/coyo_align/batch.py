@@ -16,11 +16,11 @@ from torch import Tensor
 
 from coyo_align.augment import crop, draw_masks, draw_windows
 from coyo_align.config import MAX_TOKENS
-from coyo_align.data import Pairs
 from coyo_align.device import seed_of
-from coyo_align.images import Pixels, Preprocess
-from coyo_align.pictures import Pictures, Rows
-from coyo_align.stream import stream
+from coyo_align.input.data import Pairs
+from coyo_align.input.images import Pixels, Preprocess
+from coyo_align.input.pictures import Pictures, Rows
+from coyo_align.input.stream import stream
 from coyo_align.tokenizer import TokenRows, pad
 
 _ORDER, _CHANCE, _RESERVE, _NORMS = range(4)

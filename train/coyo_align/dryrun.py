@@ -15,9 +15,7 @@ import torch
 
 from coyo_align.batch import training_batches
 from coyo_align.checkpoint import Checkpoint
-from coyo_align.children import cores
 from coyo_align.config import TrainConfig, check
-from coyo_align.data import Pairs, read_ids
 from coyo_align.device import (
     device_name,
     free_memory,
@@ -31,11 +29,13 @@ from coyo_align.distributed import World
 from coyo_align.errors import AlignError
 from coyo_align.estimate import Estimate, estimate, expected_hours, seconds_per_step
 from coyo_align.finetune import backward, in_bf16, ready_towers
-from coyo_align.images import preprocess_of
-from coyo_align.index import Index, build_index
+from coyo_align.input.children import cores
+from coyo_align.input.data import Pairs, read_ids
+from coyo_align.input.images import preprocess_of
+from coyo_align.input.index import Index, build_index
+from coyo_align.input.pictures import Decoded
 from coyo_align.model import Align
 from coyo_align.optim import build_optimizer
-from coyo_align.pictures import Decoded
 from coyo_align.prepare import feed_of, known_towers, load_or_build, make_model, plan_batches
 from coyo_align.tokenizer import encode
 

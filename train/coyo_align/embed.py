@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import load_checkpoint
-from coyo_align.data import Pairs
 from coyo_align.device import pick_device, torch_threads
 from coyo_align.errors import AlignError
-from coyo_align.images import preprocess_of
+from coyo_align.input.data import Pairs
+from coyo_align.input.images import preprocess_of
+from coyo_align.input.stream import stream
 from coyo_align.model import Align
-from coyo_align.stream import stream
 from coyo_align.tokenizer import encode
 
 Embeddings = NDArray[np.float32]

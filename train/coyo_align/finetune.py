@@ -34,7 +34,6 @@ from coyo_align.batch import (
 from coyo_align.card import write_card
 from coyo_align.checkpoint import save_checkpoint
 from coyo_align.config import Precision, TrainConfig, check
-from coyo_align.data import OnLoad, Pairs
 from coyo_align.device import (
     device_name,
     free_memory,
@@ -56,14 +55,15 @@ from coyo_align.distributed import (
 from coyo_align.embed import embed_texts
 from coyo_align.errors import AlignError
 from coyo_align.estimate import estimate
+from coyo_align.input.data import OnLoad, Pairs
+from coyo_align.input.pictures import Rows
+from coyo_align.input.stream import stream
 from coyo_align.loss import contrastive_loss, sigmoid_loss
 from coyo_align.metrics import MetricsLog, Standing
 from coyo_align.model import Align, reestimate_batchnorm
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
-from coyo_align.pictures import Rows
 from coyo_align.prepare import begin, digest_of, make_model, plan_batches, prepare
 from coyo_align.state import CHECKPOINTS, Training, restore_state, save_state
-from coyo_align.stream import stream
 
 OnProgress = Callable[[Standing], None]
 """Called after every ``log_every`` steps and the last one."""

@@ -15,10 +15,10 @@ import torch
 from coyo_align.batch import BatchPlan, Feed
 from coyo_align.checkpoint import Checkpoint, load_checkpoint
 from coyo_align.config import MAX_TOKENS, SHAPES, TrainConfig
-from coyo_align.data import OnLoad, Pairs, load_pairs
 from coyo_align.distributed import World, share_batchnorm
 from coyo_align.errors import AlignError
-from coyo_align.images import Preprocess, image_processor, preprocess_of
+from coyo_align.input.data import OnLoad, Pairs, load_pairs
+from coyo_align.input.images import Preprocess, image_processor, preprocess_of
 from coyo_align.model import Align, build, random_parts, set_dropout
 from coyo_align.tokenizer import encode, train_tokenizer
 

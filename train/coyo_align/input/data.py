@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from coyo_align.cache import cached_pixels
-from coyo_align.children import cores
-from coyo_align.decode_pool import shared_file
-from coyo_align.decode_worker import GOOD
 from coyo_align.errors import AlignError
-from coyo_align.images import Geometry, Preprocess
-from coyo_align.index import Index, build_index
-from coyo_align.pictures import (
+from coyo_align.input.cache import cached_pixels
+from coyo_align.input.children import cores
+from coyo_align.input.decode_pool import shared_file
+from coyo_align.input.decode_worker import GOOD
+from coyo_align.input.images import Geometry, Preprocess
+from coyo_align.input.index import Index, build_index
+from coyo_align.input.pictures import (
     Decoded,
     InTars,
     Pictures,

@@ -15,12 +15,12 @@ from itertools import islice
 
 import numpy as np
 
-from coyo_align.data import Pairs
-from coyo_align.decode_pool import DecodePool, Job, shared_file
-from coyo_align.decode_worker import GOOD, REASONS
 from coyo_align.errors import AlignError
-from coyo_align.images import Pixels
-from coyo_align.pictures import Decoded, InTars, Rows, job_of, map_pixels, row_bytes
+from coyo_align.input.data import Pairs
+from coyo_align.input.decode_pool import DecodePool, Job, shared_file
+from coyo_align.input.decode_worker import GOOD, REASONS
+from coyo_align.input.images import Pixels
+from coyo_align.input.pictures import Decoded, InTars, Rows, job_of, map_pixels, row_bytes
 
 Batch = tuple[Rows, Rows | None]
 """Row numbers, and those to replace bad ones by: None to leave bad ones out."""

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from coyo_align.images import (
+from coyo_align.input.images import (
     TOO_LARGE,
     UNDECODABLE,
     BadPictureError,

@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.bootstrap import Interval, class_mean, interval, share_interval
-from coyo_align.captions import FIELDS, CaptionsFile, Found, find_pictures, read_captions
-from coyo_align.data import OnLoad, Pairs, load_pairs
 from coyo_align.embed import Embedder, Seen, number_alike
 from coyo_align.errors import AlignError
-from coyo_align.labels import CLS, label_text, read_labels, resolve_labels
-from coyo_align.nearest import K, chance_of_vote, neighbours, vote
-from coyo_align.retrieval import Ints, Scores, first_right_ranks, score
-from coyo_align.templates import DEFAULT_TEMPLATE, fill
+from coyo_align.input.data import OnLoad, Pairs, load_pairs
+from coyo_align.scoring.bootstrap import Interval, class_mean, interval, share_interval
+from coyo_align.scoring.captions import FIELDS, CaptionsFile, Found, find_pictures, read_captions
+from coyo_align.scoring.labels import CLS, label_text, read_labels, resolve_labels
+from coyo_align.scoring.nearest import K, chance_of_vote, neighbours, vote
+from coyo_align.scoring.retrieval import Ints, Scores, first_right_ranks, score
+from coyo_align.scoring.templates import DEFAULT_TEMPLATE, fill
 
 
 @dataclass(frozen=True)

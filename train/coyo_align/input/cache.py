@@ -29,9 +29,9 @@ import PIL
 from numpy.typing import NDArray
 
 from coyo_align.errors import AlignError
-from coyo_align.images import Geometry, Pixels
-from coyo_align.index import Index
-from coyo_align.pictures import decode_into, row_bytes
+from coyo_align.input.images import Geometry, Pixels
+from coyo_align.input.index import Index
+from coyo_align.input.pictures import decode_into, row_bytes
 
 _FORMAT = 1
 

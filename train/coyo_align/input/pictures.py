@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.decode_pool import DecodePool, Job, shared_file
-from coyo_align.decode_worker import GOOD, REASONS
 from coyo_align.errors import AlignError
-from coyo_align.images import Geometry, Pixels
-from coyo_align.index import Index
+from coyo_align.input.decode_pool import DecodePool, Job, shared_file
+from coyo_align.input.decode_worker import GOOD, REASONS
+from coyo_align.input.images import Geometry, Pixels
+from coyo_align.input.index import Index
 
 Rows = NDArray[np.int64]
 

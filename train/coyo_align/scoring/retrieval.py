@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.bootstrap import Interval, interval, median, share_interval
+from coyo_align.scoring.bootstrap import Interval, interval, median, share_interval
 
 Embeddings = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from coyo_align.errors import AlignError
-from coyo_align.labels import Ints, label_text
+from coyo_align.scoring.labels import Ints, label_text
 
 FIELDS = ("key", "id", "file", "filename", "url")
 """What has to be known of the samples to find their pictures."""

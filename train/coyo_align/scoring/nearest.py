@@ -10,7 +10,7 @@ that of equal ones the wrong come first. Left out: embeddings and labels, which 
 import numpy as np
 from numpy.typing import NDArray
 
-from coyo_align.retrieval import TIE, Embeddings, Ints
+from coyo_align.scoring.retrieval import TIE, Embeddings, Ints
 
 K, TEMPERATURE = 20, 0.07
 _BLOCK = 2**23

@@ -17,11 +17,11 @@ from subprocess import Popen
 from types import TracebackType
 from typing import Self
 
-from coyo_align.children import end_child, start_child
-from coyo_align.decode_worker import COUNT, CRASHED, GOOD, JOB, NOT_WRITTEN
 from coyo_align.errors import AlignError
-from coyo_align.images import Geometry
-from coyo_align.index import Tar
+from coyo_align.input.children import end_child, start_child
+from coyo_align.input.decode_worker import COUNT, CRASHED, GOOD, JOB, NOT_WRITTEN
+from coyo_align.input.images import Geometry
+from coyo_align.input.index import Tar
 
 CHUNK = 16
 """Jobs handed out at once: few enough that all processes end together, many for one system call."""
@@ -133,7 +133,7 @@ class DecodePool:
 
     def _start(self) -> None:
         child = start_child(
-            "coyo_align.decode_worker",
+            "coyo_align.input.decode_worker",
             (str(self._settings), str(self._target)),
             (self._settings, self._target),
         )

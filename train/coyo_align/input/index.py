@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from coyo_align.children import end_child, start_child
-from coyo_align.shards import LACKS, LENGTH, NO_PICTURE, USABLE, index_tar, tar_paths
+from coyo_align.input.children import end_child, start_child
+from coyo_align.input.shards import LACKS, LENGTH, NO_PICTURE, USABLE, index_tar, tar_paths
 
 _WORTH_A_PROCESS = 200 * 2**20
 """Bytes of tars that a child has to have to read, before its start of half a second pays."""
@@ -168,7 +168,7 @@ def _tables(
             idle.put(child)
 
     with ExitStack() as stack:
-        children = [start_child("coyo_align.shards") for _ in range(workers)]
+        children = [start_child("coyo_align.input.shards") for _ in range(workers)]
         for child in children:
             stack.callback(end_child, child)
             idle.put(child)
