@@ -82,7 +82,7 @@ class EvaluateSettings:
 
 
 def evaluate_run(
-    run: Path,
+    run: str | Path,
     shards: Path,
     settings: EvaluateSettings | None = None,
     *,
@@ -106,14 +106,21 @@ def evaluate_run(
         refuse_existing(output, overwrite=overwrite)
     data = open_shards(shards)
     chosen = open_source(subset) if subset is not None else None
-    if not run.is_dir():
-        raise SourceError(f"{run} does not exist or is not a directory.")
-    inputs = [_run_input(run), *inputs_of(data, chosen)]
+    with align_errors("coyo evaluate"):
+        from coyo_align.checkpoint import locate
+
+        directory = locate(run)
+    if not directory.is_dir():
+        raise SourceError(
+            f"{run} does not exist or is not a directory.",
+            "Give a run, an ALIGN directory, or a name on the hub such as kakaobrain/align-base.",
+        )
+    inputs = [_run_input(str(run), directory), *inputs_of(data, chosen)]
     if settings.gallery is not None:
         gallery = open_shards(settings.gallery).fingerprint
         inputs.append(Input("gallery", str(settings.gallery), gallery))
     with align_errors("coyo evaluate"):
-        scores = _scores(run, shards, ids_path(chosen), settings, on_progress)
+        scores = _scores(directory, shards, ids_path(chosen), settings, on_progress)
     if output is None:
         return scores
     figures = asdict(scores)
@@ -194,10 +201,8 @@ def _option(setting: str) -> str:
     return "--template" if setting == "templates" else "--" + setting.replace("_", "-")
 
 
-def _run_input(run: Path) -> Input:
+def _run_input(name: str, run: Path) -> Input:
     weights = run / "model.safetensors"
     size = str(weights.stat().st_size) if weights.is_file() else "none"
     config = run / "config.json"
-    return Input(
-        "run", str(run), digest_of([config.read_bytes() if config.is_file() else b"", size])
-    )
+    return Input("run", name, digest_of([config.read_bytes() if config.is_file() else b"", size]))

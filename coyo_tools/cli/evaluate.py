@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="A run, or any ALIGN directory.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run, any ALIGN directory, or a name on the hub: owner/name[@revision]."
+        ),
+    ],
     data: Annotated[Path, typer.Option(help=SHARDS_HELP)],
     task: Annotated[
         str, typer.Option(help="retrieval, classification (zero-shot) or knn.")

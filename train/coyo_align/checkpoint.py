@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from coyo_align.config import MAX_TOKENS
+from coyo_align.config import MAX_TOKENS, ON_HUB
 from coyo_align.errors import AlignError
 from coyo_align.tokenizer import cut_at
 
@@ -50,7 +50,7 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
         AlignError: it is no ALIGN checkpoint, has no safetensors, they don't fit its config, or
             the hub hasn't it.
     """
-    directory = Path(model) if Path(model).is_dir() or isinstance(model, Path) else _fetch(model)
+    directory = locate(model)
     _check(directory)
     try:
         with _quiet():
@@ -86,6 +86,17 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
         )
     length = min(MAX_TOKENS, hf.config.text_config.max_position_embeddings)
     return Checkpoint(hf, processor, cut_at(tokenizer, length))
+
+
+def locate(model: str | Path) -> Path:
+    """The directory of a model, downloaded if it is named by its place on the hub.
+
+    Raises:
+        AlignError: the hub hasn't it.
+    """
+    if isinstance(model, Path) or Path(model).is_dir() or not ON_HUB.fullmatch(model):
+        return Path(model)
+    return _fetch(model)
 
 
 def _fetch(name: str) -> Path:

@@ -254,7 +254,7 @@ def check(config: TrainConfig) -> None:
     if config.loss == "siglip" and config.label_smoothing:
         raise AlignError("label_smoothing is InfoNCE's; leave it out with the loss siglip.")
     if config.model not in SHAPES:
-        if not Path(config.model).is_dir() and not _ON_HUB.fullmatch(config.model):
+        if not Path(config.model).is_dir() and not ON_HUB.fullmatch(config.model):
             raise AlignError(
                 f"No model {config.model!r}: it is neither one of {', '.join(SHAPES)}, nor a local "
                 "directory with an ALIGN checkpoint, nor a name on the hub such as "
@@ -266,4 +266,4 @@ def check(config: TrainConfig) -> None:
             )
 
 
-_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
