@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from coyo_tools.progress import Progress
+from coyo_tools.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from coyo_align.metrics import Standing
@@ -217,6 +217,9 @@ def training_progress() -> Iterator[tuple[Progress, "Callable[[Standing], None]"
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    if os.environ.get("RANK", "0") != "0":  # of a torchrun the first process talks
+        yield no_progress, lambda _: None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         read, trained = _log_lines("read", "%"), _log_lines("train", "samples")
@@ -231,7 +234,6 @@ def training_progress() -> Iterator[tuple[Progress, "Callable[[Standing], None]"
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=os.environ.get("RANK", "0") != "0",  # of a torchrun the first one talks
     ) as bars:
         task = bars.add_task("read", total=100, figures="")
 

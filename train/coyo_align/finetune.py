@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -322,9 +323,10 @@ def ready_towers(
         model.compile_towers()
     call: Any = model
     if world.size > 1:
-        call = DistributedDataParallel(
-            model, [feed.device.index] if on_gpu else None, broadcast_buffers=False
-        )
+        with warnings.catch_warnings():  # the argument has another name from torch 2.13 on
+            warnings.simplefilter("ignore", FutureWarning)
+            device_ids = [feed.device.index] if on_gpu else None
+            call = DistributedDataParallel(model, device_ids, broadcast_buffers=False)
     images, texts = (None if known is None else known.to(feed.device) for known in (images, texts))
     return Towers(call, feed, world, plan.share, in_bf16(config, feed.device), images, texts)
 
