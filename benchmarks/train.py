@@ -9,10 +9,10 @@ they are): same fresh weights, tokenizer, shards, batch, worker processes. Steps
 starts are the same for all; compiling falls into them, and so does filling the queues, which
 flatters whoever decodes slower than it computes by up to two batches a worker. The median over
 rounds counts, and the least and most stand beside it. Data wait is the share of wall time between
-the end of a step and the arrival of the next batch, as open_clip measures it. Memory is what torch held on the GPU at most,
-or, on a CPU, the most of all processes together (PSS; Linux alone). The roofline line compares with
-the bytes that a step has to move (``coyo_align.estimate``) at the speed of a large copy on this
-device, and says how many FLOPs a second were reached.
+the end of a step and the arrival of the next batch, as open_clip measures it. Memory is what torch
+held on the GPU at most, or, on a CPU, the most of all processes together (PSS; Linux alone). The
+roofline line compares with the bytes that a step has to move (``coyo_align.estimate``) at the speed
+of a large copy on this device, and says how many FLOPs a second were reached.
 
 ``--curves`` trains ours and the plain arithmetic in fp32 from the same weights on the same batches
 without crops or dropout, and compares losses along the run with how far seeds lie apart. Talk goes
@@ -102,7 +102,7 @@ def measured(chosen: argparse.Namespace, name: str, setting: Setting) -> dict[st
     pictures, longest = (16_384, 384) if on_gpu else (1024, 256)
     shards = chosen.data or make_shards(chosen.work, chosen.pictures or pictures, longest)
     start = make_start(chosen.work, shards, setting.model, setting.side)
-    cache = chosen.work / f"cache-{setting.side}" if setting.cached else None
+    cache = chosen.work / f"cache-{shards.name}-{setting.side}" if setting.cached else None
     job = Job(
         side="ours",
         start=str(start),
