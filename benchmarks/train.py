@@ -6,12 +6,13 @@
 
 Sides take turns, round by round, every run in a fresh process (benchmarks/train_peers.py says what
 they are): same fresh weights, tokenizer, shards, batch, worker processes. Steps before the clock
-starts are the same for all; compiling falls into them. The median over rounds counts, and the least
-and most stand beside it. Data wait is the share of wall time between the end of a step and the
-arrival of the next batch, as open_clip measures it. Memory is what torch held on the GPU at most,
-or, on a CPU, the most of all processes together (PSS; Linux alone). The roofline line compares with
-the bytes that a step has to move (``coyo_align.estimate``) at the speed of a large copy on this
-device, and says how many FLOPs a second were reached.
+starts are the same for all; compiling falls into them, and so does filling the queues, which
+flatters whoever decodes slower than it computes by up to two batches a worker. The median over
+rounds counts, and the least and most stand beside it. Data wait is the share of wall time between
+the end of a step and the arrival of the next batch, as open_clip measures it. Memory is what torch
+held on the GPU at most, or, on a CPU, the most of all processes together (PSS; Linux alone). The
+roofline line compares with the bytes that a step has to move (``coyo_align.estimate``) at the speed
+of a large copy on this device, and says how many FLOPs a second were reached.
 
 ``--curves`` trains ours and the plain arithmetic in fp32 from the same weights on the same batches
 without crops or dropout, and compares losses along the run with how far seeds lie apart. Talk goes
@@ -73,13 +74,14 @@ def main() -> None:
     """Run what was asked for."""
     chosen = _arguments()
     chosen.work.mkdir(parents=True, exist_ok=True)
+    settings = {} if chosen.curves else _settings(chosen)
     print(f"{_machine(chosen.device)}\n", flush=True)
     found: dict[str, Any] = {"machine": _machine(chosen.device), "settings": {}}
     if chosen.curves:
         found["curves"] = curves(chosen)
     else:
         print(_HEAD, flush=True)
-        for name, setting in _settings(chosen).items():
+        for name, setting in settings.items():
             found["settings"][name] = measured(chosen, name, setting)
         for setting in found["settings"].values():
             print(f"\n{setting['roofline']}")
@@ -100,7 +102,7 @@ def measured(chosen: argparse.Namespace, name: str, setting: Setting) -> dict[st
     pictures, longest = (16_384, 384) if on_gpu else (1024, 256)
     shards = chosen.data or make_shards(chosen.work, chosen.pictures or pictures, longest)
     start = make_start(chosen.work, shards, setting.model, setting.side)
-    cache = chosen.work / f"cache-{setting.side}" if setting.cached else None
+    cache = chosen.work / f"cache-{shards.name}-{setting.side}" if setting.cached else None
     job = Job(
         side="ours",
         start=str(start),
@@ -219,7 +221,7 @@ def curves(chosen: argparse.Namespace) -> dict[str, Any]:
     print(
         f"\nOurs lies within seed noise at {inside} of {len(error)} points of the run (criterion: "
         "the means differ by less than twice the standard error of their difference). Two runs of "
-        f"the same seed are {apart:.4f} apart on average."
+        f"the same seed are {apart:.2g} apart on average."
     )
     return {"ours": ours.tolist(), "plain": plain.tolist(), "every": 5, "steps": steps}
 
