@@ -224,8 +224,8 @@ def train_command(
     """Train an ALIGN; the run loads in transformers as it is.
 
     Runs with the same --samples are compared at the same compute, however large their data. A run
-    that is stopped goes on when the same command is given again. With several GPUs start it by
-    torchrun, and each batch is shared among them.
+    that is stopped goes on when the same command is given again. With several GPUs put
+    `torchrun --nproc-per-node 4 --no-python` before the command: each batch is shared among them.
     """
     from coyo_tools.training import TrainSettings, plan_training, train_model
 
@@ -345,7 +345,5 @@ def register(app: typer.Typer) -> None:
             "coyo train shards -o run --samples 200000",
             "coyo train shards -o run-clean --subset clean --samples 200000 --seed 1",
             "coyo train shards -o tuned --model kakaobrain/align-base --freeze batchnorm --dry-run",
-            "torchrun --nproc-per-node 4 --no-python coyo train shards -o run --model b0-mini "
-            "--batch-size 4096 --cache pixels",
         ),
     )(train_command)
