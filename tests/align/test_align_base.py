@@ -13,6 +13,7 @@ import pytest
 import torch
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.config import make_config
+from coyo_align.embed import Embedder
 from coyo_align.finetune import finetune
 from coyo_align.scoring.evaluate import evaluate_retrieval
 from coyo_align.tokenizer import train_tokenizer
@@ -69,7 +70,7 @@ def test_a_step_an_evaluation_and_the_card(align_base: Path, tmp_path: Path) -> 
     )  # fmt: skip
     assert result.steps == 1
     assert result.temperature == pytest.approx(1.0, abs=1e-3), "align-base's own to begin with"
-    scores = evaluate_retrieval(run, shards, batch_size=3)
+    scores = evaluate_retrieval(Embedder(run, batch_size=3), shards)
     assert scores.n_images == 6
 
     (tmp_path / "picture.jpg").write_bytes(encoded(square("red", "left", "white")))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,8 +101,21 @@ def test_a_batch_larger_than_the_data_is_refused(trained: Trained, tmp_path: Pat
 
 
 def test_an_output_that_holds_something_is_refused(trained: Trained) -> None:
+    with pytest.raises(AlignError, match="holds a run with another seed"):
+        again(trained, trained.run, seed=9)
+
+
+def test_a_finished_run_is_left_as_it_is(trained: Trained) -> None:
+    before = (trained.run / "model.safetensors").stat()
+    assert again(trained, trained.run) == trained.result
+    assert (trained.run / "model.safetensors").stat() == before
+
+
+def test_a_model_that_is_no_run_is_not_written_over(trained: Trained, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(trained.run / name, tmp_path)
     with pytest.raises(AlignError, match="holds a model already"):
-        again(trained, trained.run)
+        again(trained, tmp_path)
 
 
 @pytest.mark.parametrize(

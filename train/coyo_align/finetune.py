@@ -60,7 +60,7 @@ from coyo_align.input.data import OnLoad, Pairs
 from coyo_align.input.pictures import Rows
 from coyo_align.input.stream import stream
 from coyo_align.loss import contrastive_loss, sigmoid_loss
-from coyo_align.metrics import MetricsLog, Standing
+from coyo_align.metrics import MetricsLog, Standing, read_finished
 from coyo_align.model import Align, reestimate_batchnorm
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
 from coyo_align.prepare import begin, digest_of, make_model, plan_batches, prepare
@@ -115,9 +115,9 @@ def finetune(
     """Train on the shards and write the run into ``config.output``.
 
     The run is a Hugging Face checkpoint with ``metrics.jsonl`` (a line every ``log_every`` steps,
-    then one with the result), ``train_config.json`` and a model card. A directory in which a run
-    of the same settings was stopped is gone on with. Under ``torchrun`` every process calls this,
-    and the first one writes.
+    then one with the result), ``train_config.json`` and a model card. A run of the same settings
+    that was stopped there is gone on with, a finished one left as it is. Under ``torchrun`` every
+    process calls this, and the first one writes.
 
     Raises:
         AlignError: the settings, the shards or the checkpoint can't be used, the loss is no longer
@@ -130,6 +130,8 @@ def finetune(
     with torch_threads(config.threads), own_randomness(device), joined(world, device):
         if world.leads:
             begin(config)
+        if (finished := read_finished(config.output)) is not None:
+            return TrainResult(**(finished | {"leads": world.leads}))
         started = time.perf_counter()
         torch.manual_seed(seed_of(config.seed, _WEIGHTS))
         checkpoint, pairs, feed = prepare(config, device, on_load)

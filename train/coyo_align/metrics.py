@@ -99,6 +99,17 @@ class MetricsLog:
             self._file.write(json.dumps({"finished": result}) + "\n")
 
 
+def read_finished(run: Path) -> dict[str, Any] | None:
+    """The result of a run, None if it is not finished: it is the last thing that is written."""
+    path = run / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        finished = json.loads(lines[-1])["finished"] if lines else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return finished if isinstance(finished, dict) else None
+
+
 def _lines_until(path: Path, step: int) -> list[str]:
     """The whole lines of an earlier stretch that are not behind ``step``."""
     if not path.exists():

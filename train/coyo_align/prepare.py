@@ -19,6 +19,7 @@ from coyo_align.distributed import World, share_batchnorm
 from coyo_align.errors import AlignError
 from coyo_align.input.data import OnLoad, Pairs, load_pairs
 from coyo_align.input.images import Preprocess, image_processor, preprocess_of
+from coyo_align.metrics import read_finished
 from coyo_align.model import Align, build, random_parts, set_dropout
 from coyo_align.tokenizer import encode, train_tokenizer
 
@@ -26,21 +27,29 @@ SETTINGS = "train_config.json"
 
 
 def begin(config: TrainConfig) -> None:
-    """Write down what is begun, unless it was begun before."""
+    """Write down what is begun, unless it was begun before.
+
+    Raises:
+        AlignError: the directory holds another run, or another model.
+    """
     config.output.mkdir(parents=True, exist_ok=True)
     settings = config.output / SETTINGS
-    if (config.output / "config.json").exists():
-        raise AlignError(f"{config.output} holds a model already. Give a new directory.")
     if settings.exists():
-        before, now = json.loads(settings.read_text(encoding="utf-8")), config.recipe()
+        before = json.loads(settings.read_text(encoding="utf-8"))
+        now = config.recipe()
+        if read_finished(config.output):  # its data can't be compared any more
+            now |= {name: config.as_json()[name] for name in ("shards", "ids")}
         if changed := [name for name in now if before.get(name) != now[name]]:
             raise AlignError(
-                f"{config.output} holds an unfinished run with another {', '.join(changed)}. Give "
-                "the settings as they were to go on with it, or a new directory."
+                f"{config.output} holds a run with another {', '.join(changed)}. Give the settings "
+                "as they were to go on with it, or a new directory."
             )
-    half = settings.with_suffix(".half")
-    half.write_text(json.dumps(config.as_json(), indent=2) + "\n", encoding="utf-8")
-    half.replace(settings)
+    elif (config.output / "config.json").exists():
+        raise AlignError(f"{config.output} holds a model already. Give a new directory.")
+    else:
+        half = settings.with_suffix(".half")
+        half.write_text(json.dumps(config.as_json(), indent=2) + "\n", encoding="utf-8")
+        half.replace(settings)
 
 
 def prepare(
