@@ -255,3 +255,23 @@ def test_computing_again_gives_the_same_gradients(trained: Trained) -> None:
     assert loss_again == loss
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, msg=name)
+
+
+def test_towers_compile_whole_and_one_text_length_after_the_other(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a compiler's work, which takes minutes: what torch could trace, and how often."""
+    counters = torch._dynamo.utils.counters
+    whole = Align.compile_towers
+    monkeypatch.setattr(Align, "compile_towers", lambda model: whole(model, backend="eager"))
+    config = dataclasses.replace(still(trained), batch_size=36, compile=True)
+    torch._dynamo.reset()
+    counters.clear()
+    loss, plain = gradients(dataclasses.replace(config, compile=False))
+    assert not counters["stats"]
+    loss_compiled, compiled = gradients(config)
+    assert counters["stats"]["unique_graphs"] == 3, "one of pictures, two lengths of captions"
+    assert not counters["graph_break"]
+    assert loss_compiled == pytest.approx(loss, rel=1e-5)
+    for name, gradient in plain.items():
+        assert (compiled[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-5, name

@@ -211,6 +211,7 @@ def finetune(
 
             if averages is not None:
                 averages.put_in_place()
+            model.leave_compiled()
             rows = rows_for_norms(len(pairs), config.batch_size, config.seed, _NORM_BATCHES)
             reestimate_batchnorm(model, _norm_pixels(pairs, feed, rows, plan))
             result = TrainResult(

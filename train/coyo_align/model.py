@@ -147,10 +147,19 @@ class Align(nn.Module):
     def _is_trained(self, tower: str) -> bool:
         return any(p.requires_grad for p in getattr(self.hf, tower).parameters())
 
-    def compile_towers(self) -> None:
+    def compile_towers(self, backend: str = "inductor") -> None:
         """Compile each tower by itself, at its first use; names of weights stay."""
-        self.hf.vision_model.compile()
-        self.hf.text_model.compile()
+        # Both towers are entered through the same wrapper of transformers, and torch counts what it
+        # has compiled of that one: two towers and several text lengths are soon past its limit of
+        # 8, behind which it goes on uncompiled without stopping.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for tower in (self.hf.vision_model, self.hf.text_model):
+            tower.compile(backend=backend)
+
+    def leave_compiled(self) -> None:
+        """Call the towers as they are again; compiling for a few other batches is slow."""
+        for tower in (self.hf.vision_model, self.hf.text_model):
+            tower._compiled_call_impl = None
 
     def checkpoint_activations(self) -> None:
         """Keep only what goes into each block, and compute the block again going backwards.
