@@ -183,11 +183,10 @@ def test_killed_processes_are_replaced_and_no_picture_is_blamed(
     for rows, pixels in stream(pairs, batches(pairs, 60), workers=2):
         np.testing.assert_array_equal(memory.images.take(rows), pixels)
         seen += 1
-        if len(killed) < 4:
-            for child in children() - before - killed:
+        if not killed:  # not those that come after: what one dies on alone is blamed
+            for child in children() - before:
                 os.kill(child, signal.SIGKILL)
                 killed.add(child)
-            time.sleep(0.05)
     assert (seen, pairs.skipped) == (60, {})
     assert killed
 
