@@ -41,8 +41,6 @@ _START_SECONDS = 120.0
 # With -P no file in the working directory is taken for a module.
 _COMMAND = (sys.executable, "-P", "-m", "coyo_tools.decoder")
 
-_LOOK_UP = 0.2  # seconds
-
 # How long a header and the bytes behind it are. Both ways.
 _FRAME = struct.Struct(">IQ")
 _LONGEST_HEADER = 1 << 16
@@ -256,15 +254,11 @@ class Decoder:
 
 
 def _wait_for(pipe: int, event: int, deadline: float) -> None:
-    """Wait until a pipe can be used, a little at a time.
-
-    A Ctrl-C that the system hands to another thread does not wake this one.
-    """
+    """Wait until a pipe can be used. Unlike a lock, poll() notices a Ctrl-C at once."""
     poll = select.poll()
     poll.register(pipe, event)
-    while not poll.poll(max(0.0, min(_LOOK_UP, deadline - time.monotonic())) * 1000):
-        if time.monotonic() >= deadline:
-            raise TimeoutError
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError
 
 
 # --- what a child may say ------------------------------------------------------------------------
