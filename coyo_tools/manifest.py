@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coyo_tools import __version__
-from coyo_tools.errors import OutputError, SourceError
+from coyo_tools.errors import OutputError, SourceError, StoppedError
 
 MANIFEST = "manifest.json"
 _BEGUN = "begun.json"
@@ -182,6 +182,19 @@ def begun_artifact(
         finally:
             if partial.is_dir() and {path.name for path in partial.iterdir()} <= {_BEGUN}:
                 shutil.rmtree(partial)  # nothing to go on from
+
+
+@contextlib.contextmanager
+def saying_when_stopped(message: str) -> Iterator[None]:
+    """Turn a Ctrl-C in a stage that keeps what it has done into words for the user.
+
+    Raises:
+        StoppedError: with the message.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise StoppedError(message) from stopped
 
 
 @contextlib.contextmanager

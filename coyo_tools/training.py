@@ -4,13 +4,11 @@ A run that is stopped stays under its temporary name with its checkpoints, and t
 on with it. Under ``torchrun`` only the first process makes the artifact; the others compute.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coyo_tools.errors import StoppedError
 from coyo_tools.handover import align_errors, ids_path, inputs_of, lost_of, open_shards
 from coyo_tools.manifest import (
     Input,
@@ -20,6 +18,7 @@ from coyo_tools.manifest import (
     put_back,
     refuse_existing,
     resumable_artifact,
+    saying_when_stopped,
     write_manifest,
 )
 from coyo_tools.progress import Progress, no_progress
@@ -133,7 +132,9 @@ def train_model(
         **{name: value for name, value in settings.as_parameters().items() if name not in PACE},
     }
     with (
-        _kept_when_stopped(output),
+        saying_when_stopped(
+            f"Stopped. The same command goes on from the last checkpoint of {output}."
+        ),
         resumable_artifact(output, begun_for, overwrite=overwrite, restart=restart) as directory,
         align_errors("coyo train"),
     ):
@@ -182,14 +183,3 @@ def _config(
 
     ids = ids_path(chosen)
     return make_config(shards=shards, output=output, ids=ids, **settings.chosen())
-
-
-@contextmanager
-def _kept_when_stopped(output: Path) -> Iterator[None]:
-    """Say at a Ctrl-C what is lost."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        raise StoppedError(
-            f"Stopped. The same command goes on from the last checkpoint of {output}."
-        ) from stopped

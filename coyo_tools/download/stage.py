@@ -8,8 +8,6 @@ rows or settings are never mixed in.
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,6 @@ from coyo_tools.errors import (
     EmptyResultError,
     OutputError,
     SourceError,
-    StoppedError,
 )
 from coyo_tools.manifest import (
     MANIFEST,
@@ -59,6 +56,7 @@ from coyo_tools.manifest import (
     read_manifest,
     refuse_existing,
     resumable_artifact,
+    saying_when_stopped,
     settings_digest,
     write_manifest,
 )
@@ -116,7 +114,7 @@ def download_pictures(
         )
     begun_for = _begun_for(pool, chosen, earlier)
     with (
-        _kept_when_stopped(output),
+        saying_when_stopped(_kept(output)),
         resumable_artifact(
             output, begun_for, overwrite=overwrite or retry, restart=restart
         ) as directory,
@@ -203,7 +201,7 @@ def pilot_download(
     pool = _open_pool(source)
     begun_for = _begun_for(pool, settings, None)
     with (
-        _kept_when_stopped(output),
+        saying_when_stopped(_kept(output)),
         begun_artifact(output, begun_for, overwrite=overwrite, restart=restart) as directory,
     ):
         if read_plan(directory / "work") is not None:
@@ -279,15 +277,8 @@ def _result(output: Path, made: Manifest) -> DownloadResult:
     )
 
 
-@contextmanager
-def _kept_when_stopped(output: Path) -> Iterator[None]:
-    """Say at a Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        raise StoppedError(
-            f"Stopped. What was fetched for {output} is kept; the same command goes on from there."
-        ) from stopped
+def _kept(output: Path) -> str:
+    return f"Stopped. What was fetched for {output} is kept; the same command goes on from there."
 
 
 def _plan(pool: Source, directory: Path, settings: DownloadSettings, earlier: Path | None) -> Plan:
