@@ -18,6 +18,7 @@ from coyo_tools.cli.output import (
     print_table,
     progress_bar,
     say,
+    say_left_out,
 )
 
 if TYPE_CHECKING:
@@ -114,10 +115,7 @@ def evaluate_command(
         _print_classes(task, scores)
     else:
         _print_retrieval(scores)
-    for reason, count in scores.skipped.items():
-        say(f"note: {count:,} samples left out: {reason}.")
-    if scores.missing_ids:
-        say(f"note: {scores.missing_ids:,} ids of the subset have no picture in {data}.")
+    say_left_out(scores, str(data))
 
 
 def _print_retrieval(scores: "RetrievalScores") -> None:

@@ -16,6 +16,7 @@ from coyo_tools.cli.output import (
     print_json,
     print_table,
     say,
+    say_left_out,
     training_progress,
 )
 
@@ -295,10 +296,7 @@ def train_command(
         say(f"note: {remark}.")
     if result.resumed_at:
         say(f"note: went on from step {result.resumed_at:,} of {result.steps:,}.")
-    for reason, count in result.skipped.items():
-        say(f"note: {count:,} samples left out: {reason}.")
-    if result.missing_ids:
-        say(f"note: {result.missing_ids:,} ids of the subset have no picture in {shards}.")
+    say_left_out(result, str(shards))
     if result.data_wait > _MUCH_WAITING:
         say(
             f"note: {result.data_wait:.0%} of the time went by waiting for pictures. --cache "
@@ -330,10 +328,7 @@ def _print_plan(plan: "DryRun", as_json: bool) -> None:
             ["expected", f"{plan.hours:.2f} hours without waiting for pictures"],
         ],
     )  # fmt: skip
-    for reason, count in plan.skipped.items():
-        say(f"note: {count:,} samples left out: {reason}.")
-    if plan.missing_ids:
-        say(f"note: {plan.missing_ids:,} ids of the subset have no picture in the shards.")
+    say_left_out(plan, "the shards")
     say("Pictures have not been looked at; nothing was written.")
 
 

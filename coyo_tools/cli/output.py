@@ -16,6 +16,8 @@ from coyo_tools.progress import Progress, no_progress
 if TYPE_CHECKING:
     from coyo_align.metrics import Standing
 
+    from coyo_tools.handover import Counted
+
 SOURCE_HELP = (
     "A parquet file, a quoted glob, a directory of parquet files, or a subset; here or under "
     "s3://, https:// or hf://datasets/."
@@ -135,6 +137,14 @@ def cell_text(value: object, *, plain: bool = False) -> str:
         return f"{value:.9g}" if plain else f"{value:.4g}"
     # Captions and urls come from strangers: no control characters on somebody's terminal.
     return "".join(sign if sign.isprintable() else "�" for sign in str(value))
+
+
+def say_left_out(result: "Counted", shards: str) -> None:
+    """Say which samples a model went without, and why."""
+    for reason, count in result.skipped.items():
+        say(f"note: {count:,} samples left out: {reason}.")
+    if result.missing_ids:
+        say(f"note: {result.missing_ids:,} ids of the subset have no picture in {shards}.")
 
 
 @contextlib.contextmanager
