@@ -5,6 +5,7 @@ here and in plain transformers. Left out: anything that looks at the embeddings.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -43,8 +44,7 @@ def embed_texts(
         AlignError: an embedding is not a number.
     """
     model.eval()
-    lengths = np.asarray([len(feed.tokens[row]) for row in rows])
-    by_length = np.argsort(lengths, kind="stable")
+    by_length = np.argsort(feed.tokens.lengths[rows], kind="stable")
     found: Embeddings | None = None
     for batch in cut(by_length, batch_size):
         part = model.embed_texts(*feed.texts(rows[batch])).cpu().numpy()
@@ -132,8 +132,12 @@ class Embedder:
         feed = self._feed(pairs, [])
         good, found, digests = [rows[:0]], [], []
         batches = ((batch, None) for batch in cut(rows, self._batch_size))
-        with torch_threads(self._threads), torch.inference_mode():
-            for batch, pixels in stream(pairs, batches):
+        with (
+            torch_threads(self._threads),
+            torch.inference_mode(),
+            closing(stream(pairs, batches)) as pictures,
+        ):
+            for batch, pixels in pictures:
                 if not len(batch):
                     continue
                 digests += [sha256(picture).digest() for picture in pixels]

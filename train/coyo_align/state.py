@@ -7,7 +7,6 @@ number. A file is written under another name and renamed when it is on the disk;
 SHA-256, so that a damaged one is noticed and the one before it used.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from coyo_align.errors import AlignError
+from coyo_align.errors import NO_ROOM, AlignError
 from coyo_align.model import Align
 from coyo_align.optim import AveragedWeights
 
@@ -59,15 +58,11 @@ def save_state(run: Path, training: Training, step: int, note: Mapping[str, Any]
     try:
         save_file(tensors, half, {"step": str(step), "note": json.dumps(note)})
         with half.open("rb+") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_CHARS]
             os.fsync(file.fileno())
+        digest = _digest(half)
     except (OSError, SafetensorError) as error:
         half.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-        ):
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
             raise
         raise AlignError(
             f"The checkpoint of step {step} could not be written to {folder}: {error}. It takes "
@@ -78,6 +73,11 @@ def save_state(run: Path, training: Training, step: int, note: Mapping[str, Any]
     for old in _files(folder)[:-_KEPT]:
         old.unlink()
     return path
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_CHARS]
 
 
 def _last_good(folder: Path) -> str:
@@ -122,9 +122,7 @@ def restore_state(
     remarks: list[str] = []
     for path in reversed(_files(run / CHECKPOINTS)):
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_CHARS]
-            if digest != path.stem.partition("-")[2]:
+            if _digest(path) != path.stem.partition("-")[2]:
                 raise SafetensorError("its bytes are not those that were written")
             with safe_open(path, "pt") as state:
                 metadata = state.metadata()

@@ -12,7 +12,6 @@ either. It is written under another name and renamed when whole; a lock keeps a 
 until it can use what the first has built.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -28,7 +27,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from coyo_align.errors import AlignError
+from coyo_align.errors import NO_ROOM, AlignError
 from coyo_align.input.images import Geometry, Pixels
 from coyo_align.input.index import Index
 from coyo_align.input.pictures import decode_into, row_bytes
@@ -170,6 +169,6 @@ def _reserve(path: Path, shape: tuple[int, ...], size: int) -> None:
             else:
                 os.ftruncate(file.fileno(), file.tell() + size)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in NO_ROOM:
                 raise full from error
             raise
