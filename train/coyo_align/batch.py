@@ -1,11 +1,12 @@
 """Rows of the pairs to tensors on the device: the only place where bytes become floats.
 
-``Feed`` gives pictures and captions by row, ``training_batches`` those of one step after the other,
-decoded ahead and on their way to the device while it computes. All chance comes from the run's seed
-and the number of the step, so that the sequence is the same from wherever it begins, with any
-number of decoding processes, and shared out among any number of training processes.
+``training_batches`` gives pictures and captions of one step after the other, decoded ahead and on
+their way to the device while it computes. All chance comes from the run's seed and the number of
+the step, so that the sequence is the same from wherever it begins, with any number of decoding
+processes, and shared out among any number of training processes.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from coyo_align.config import MAX_TOKENS
 from coyo_align.device import seed_of
 from coyo_align.input.data import Pairs
 from coyo_align.input.images import Pixels, Preprocess
-from coyo_align.input.pictures import Pictures, Rows
+from coyo_align.input.pictures import Rows
 from coyo_align.input.stream import stream
 from coyo_align.tokenizer import TokenRows, pad
 
@@ -30,20 +31,19 @@ _RESERVE_ROWS = 32
 
 @dataclass(frozen=True)
 class Feed:
-    """Pictures and captions of a data set, ready to be asked for by row."""
+    """Captions of a data set by row, and how bytes of its pictures become floats."""
 
-    images: Pictures
     tokens: TokenRows
     preprocess: Preprocess
     pad_id: int
     device: torch.device
 
-    def pixels(self, rows: Rows) -> Tensor:
-        """Pixel values as the model wants them: (rows, 3, height, width) fp32, channels last."""
-        return self.to_floats(torch.from_numpy(self.images.take(rows)).to(self.device))
-
     def to_floats(self, pixels: Tensor) -> Tensor:
-        """Rescale (rows, height, width, 3) bytes on the device to what ``pixels`` gives."""
+        """Rescale (rows, height, width, 3) bytes on the device as the model wants its pixel values.
+
+        Returns:
+            (rows, 3, height, width) fp32, channels last.
+        """
         scale = torch.tensor(self.preprocess.scale, device=self.device).view(1, 3, 1, 1)
         offset = torch.tensor(self.preprocess.offset, device=self.device).view(1, 3, 1, 1)
         return torch.addcmul(offset, pixels.permute(0, 3, 1, 2).float(), scale)
@@ -156,22 +156,23 @@ def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generato
     lengths = feed.tokens.lengths
     usable = np.arange(len(pairs)) if plan.usable is None else plan.usable
 
+    # Slots of each whole batch in the order of its rows; filled ahead, in the stream's thread.
+    slots: deque[Rows] = deque()
+
     def by_length() -> Iterator[tuple[Rows, Rows]]:
         for rows, spare in order_of(len(usable), plan.batch_size, plan.seed, first):
-            own, spare = usable[rows[plan.share]], usable[spare]
-            yield own[np.argsort(lengths[own], kind="stable")], spare
+            own = usable[rows[plan.share]]
+            slots.append(np.argsort(lengths[own], kind="stable"))
+            yield own[slots[-1]], usable[spare]
 
     pictured: Generator[tuple[Rows, Pixels]] | Generator[tuple[Rows, None]]
     if plan.with_images:
         pictured = stream(pairs, by_length(), workers=plan.workers)
     else:
         pictured = ((rows, None) for rows, _ in by_length())
-    orders = order_of(len(usable), plan.batch_size, plan.seed, first)
     try:
         for step, (rows, pixels) in enumerate(pictured, first):
-            # Slots of the whole batch, brought into the same order as the rows.
-            slots = np.argsort(lengths[usable[next(orders)[0][plan.share]]], kind="stable")
-            windows, masks = _chance(plan, step, slots)
+            windows, masks = _chance(plan, step, slots.popleft())
             known = None if pixels is None else torch.from_numpy(pixels)
             parts = []
             for place in cut(np.arange(len(rows)), len(rows) // plan.parts):

@@ -129,7 +129,7 @@ class Embedder:
         Raises:
             AlignError: none of them decodes, or an embedding is not a number.
         """
-        feed = self._feed(pairs, [])
+        feed = self._feed([])
         good, found, digests = [rows[:0]], [], []
         batches = ((batch, None) for batch in cut(rows, self._batch_size))
         with (
@@ -151,18 +151,18 @@ class Embedder:
         embeddings = finite(np.concatenate(found), "picture")
         return Seen(np.concatenate(good), embeddings, digests, picture_of, first)
 
-    def texts(self, pairs: Pairs, texts: Sequence[str]) -> Embeddings:
-        """Embed texts, (texts, width); the pairs lend their shape only."""
-        feed = self._feed(pairs, texts)
+    def texts(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts, (texts, width)."""
+        feed = self._feed(texts)
         with torch_threads(self._threads):
             return embed_texts(
                 self._model, feed, np.arange(len(texts)), self._batch_size, self._embedded
             )
 
-    def _feed(self, pairs: Pairs, texts: Sequence[str]) -> Feed:
+    def _feed(self, texts: Sequence[str]) -> Feed:
         tokens = encode(self._checkpoint.tokenizer, texts)
         pad_id = self._checkpoint.tokenizer.pad_token_id
-        return Feed(pairs.images, tokens, self.preprocess, pad_id, self._place)
+        return Feed(tokens, self.preprocess, pad_id, self._place)
 
     def _embedded(self, rows: int) -> None:
         self._done += rows

@@ -82,7 +82,6 @@ def load_or_build(config: TrainConfig, captions: Sequence[str]) -> Checkpoint:
 def feed_of(checkpoint: Checkpoint, pairs: Pairs, device: torch.device) -> Feed:
     """The pairs as the checkpoint's processor and tokenizer make them."""
     return Feed(
-        images=pairs.images,
         tokens=encode(checkpoint.tokenizer, pairs.captions),
         preprocess=preprocess_of(checkpoint.image_processor),
         pad_id=checkpoint.tokenizer.pad_token_id,

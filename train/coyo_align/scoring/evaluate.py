@@ -146,7 +146,7 @@ def evaluate_retrieval(
         )
     images = seen.embeddings[seen.first[used]]
     text_of, first_texts = number_alike(texts)
-    sentences = embedder.texts(pairs, [texts[row] for row in first_texts])
+    sentences = embedder.texts([texts[row] for row in first_texts])
     right = np.unique(np.stack([picture_of, text_of], axis=1), axis=0)
     captions_of = np.bincount(text_of)  # equal captions are embedded once, and asked each time
     return RetrievalScores(
@@ -212,7 +212,7 @@ def evaluate_classification(
     pairs = _labelled(embedder, shards, ids, label_field, threads, on_load)
     asked = _use_labels(pairs, names, label_field, shards)
     embedder.expect(len(asked.rows) + len(prompts))
-    texts = embedder.texts(pairs, prompts).reshape(len(names), len(templates), -1).mean(axis=1)
+    texts = embedder.texts(prompts).reshape(len(names), len(templates), -1).mean(axis=1)
     texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-6)
     images, classes = _see(embedder, pairs, asked)
     clusters = images.picture_of
