@@ -6,6 +6,7 @@ cache, and the processes of ``torchrun``.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -21,23 +22,19 @@ from coyo_align.device import (
     free_memory,
     own_randomness,
     pick_device,
-    ran_out_of_memory,
     seed_of,
     torch_threads,
 )
 from coyo_align.distributed import World
-from coyo_align.errors import AlignError
-from coyo_align.estimate import Estimate, estimate, expected_hours, seconds_per_step
-from coyo_align.finetune import backward, in_bf16, ready_towers
+from coyo_align.estimate import Estimate, expected_hours, seconds_per_step
+from coyo_align.finetune import backward, cost_of_step, ready_towers, saying_what_fits
 from coyo_align.input.children import cores
 from coyo_align.input.data import Pairs, read_ids
-from coyo_align.input.images import preprocess_of
-from coyo_align.input.index import Index, build_index
+from coyo_align.input.index import build_index
 from coyo_align.input.pictures import Decoded
 from coyo_align.model import Align
 from coyo_align.optim import build_optimizer
-from coyo_align.prepare import feed_of, known_towers, load_or_build, make_model, plan_batches
-from coyo_align.tokenizer import encode
+from coyo_align.prepare import feed_of, load_or_build, make_model, plan_batches, refuse_too_few
 
 _STEPS = 5
 _CAPTIONS = 20_000
@@ -89,35 +86,19 @@ def dry_run(config: TrainConfig) -> DryRun:
     index = build_index(
         config.shards, wanted, (), True, config.workers or cores(), lambda _share: None
     )
-    if len(index) < config.batch_size:
-        raise AlignError(
-            f"The batch size {config.batch_size} is larger than the {len(index)} pairs in "
-            f"{config.shards}. Choose a batch size of at most {len(index)}."
-        )
+    refuse_too_few(config, len(index), "pairs")
     with torch_threads(config.threads), own_randomness(device):
         torch.manual_seed(seed_of(config.seed))
-        checkpoint = load_or_build(config, index.captions[:_CAPTIONS])
+        captions = index.captions[:_CAPTIONS]
+        checkpoint = load_or_build(config, captions)
         model = make_model(config, checkpoint, World(), device)
-        preprocess = preprocess_of(checkpoint.image_processor)
         plan = plan_batches(config, checkpoint, slice(0, config.batch_size), device)
-        lengths = np.sort(encode(checkpoint.tokenizer, index.captions[:_CAPTIONS]).lengths)
-        longest = lengths[plan.group - 1 :: plan.group] if len(lengths) >= plan.group else lengths
-        tokens = math.ceil(longest.mean() / plan.multiple) * plan.multiple
         free = free_memory(device)
-        cost = estimate(
-            model,
-            (preprocess.height, preprocess.width),
-            tokens,
-            config.batch_size // config.accumulate,
-            "bf16" if in_bf16(config, device) else "fp32",
-            ema=config.ema is not None,
-            cached=known_towers(plan),
-            device=device,
-        )
+        cost, tokens = cost_of_step(config, model, feed_of(checkpoint, captions, device), plan)
         timed = config.batch_size
         if device.type == "cpu":
             timed = min(timed, max(2, int(_CPU_STEP_FLOPS / cost.step_flops)))
-        seconds = _timed(replace(config, batch_size=timed), model, checkpoint, index, device)
+        seconds = _timed(replace(config, batch_size=timed), model, checkpoint, captions, device)
     return DryRun(
         pairs=len(index),
         skipped=index.skipped,
@@ -127,7 +108,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         cost=cost,
         text_length=tokens,
         free_bytes=free,
-        fitting_batch=cost.batch_that_fits(free + cost.weight_bytes),
+        fitting_batch=cost.batch_that_fits(free + cost.weight_bytes) * plan.parts,
         timed_batch=timed,
         samples_per_second=timed / seconds,
         hours=expected_hours(config.samples, timed, seconds),
@@ -136,31 +117,30 @@ def dry_run(config: TrainConfig) -> DryRun:
 
 
 def _timed(
-    config: TrainConfig, model: Align, checkpoint: Checkpoint, index: Index, device: torch.device
+    config: TrainConfig,
+    model: Align,
+    checkpoint: Checkpoint,
+    captions: Sequence[str],
+    device: torch.device,
 ) -> float:
     """Seconds of a step on noise for pictures, with captions as they are."""
-    preprocess = preprocess_of(checkpoint.image_processor)
-    shape = (config.batch_size, preprocess.height, preprocess.width, 3)
-    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     rows = np.arange(config.batch_size)
-    captions = list(islice(cycle(index.captions[:_CAPTIONS]), config.batch_size))
-    pairs = Pairs(Decoded(noise, rows), captions, rows, {}, 0)
-    feed = feed_of(checkpoint, pairs, device)
+    texts = list(islice(cycle(captions), config.batch_size))
+    feed = feed_of(checkpoint, texts, device)
+    shape = (config.batch_size, feed.preprocess.height, feed.preprocess.width, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pairs = Pairs(Decoded(noise, rows), texts, rows, {}, 0)
     plan = plan_batches(replace(config, accumulate=1), checkpoint, slice(0, len(rows)), device)
     towers = ready_towers(config, model, pairs, feed, plan, World())
     optimizer = build_optimizer(model, config.learning_rate, config.weight_decay)
-    with closing(training_batches(pairs, feed, plan, 0)) as batches:
+    with (
+        closing(training_batches(pairs, feed, plan, 0)) as batches,
+        saying_what_fits(config, model, feed, plan),
+    ):
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             backward(config, towers, next(batches))
             optimizer.step()
 
-        try:
-            return seconds_per_step(step, device, _STEPS)
-        except (MemoryError, RuntimeError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise AlignError(
-                f"Memory runs out with batches of {config.batch_size}. Choose a smaller batch size."
-            ) from error
+        return seconds_per_step(step, device, _STEPS)

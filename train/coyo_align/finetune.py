@@ -34,7 +34,7 @@ from coyo_align.batch import (
 )
 from coyo_align.card import write_card
 from coyo_align.checkpoint import save_checkpoint
-from coyo_align.config import Precision, TrainConfig, check
+from coyo_align.config import TrainConfig, check
 from coyo_align.device import (
     device_name,
     free_memory,
@@ -55,7 +55,7 @@ from coyo_align.distributed import (
 )
 from coyo_align.embed import embed_texts
 from coyo_align.errors import AlignError
-from coyo_align.estimate import estimate
+from coyo_align.estimate import Estimate, estimate
 from coyo_align.input.data import OnLoad, Pairs
 from coyo_align.input.pictures import Rows
 from coyo_align.input.stream import stream
@@ -63,7 +63,14 @@ from coyo_align.loss import contrastive_loss, sigmoid_loss
 from coyo_align.metrics import MetricsLog, Standing, read_finished
 from coyo_align.model import Align, reestimate_batchnorm
 from coyo_align.optim import AveragedWeights, build_optimizer, learning_rate_at
-from coyo_align.prepare import begin, digest_of, make_model, plan_batches, prepare
+from coyo_align.prepare import (
+    begin,
+    digest_of,
+    known_towers,
+    make_model,
+    plan_batches,
+    prepare,
+)
 from coyo_align.state import CHECKPOINTS, Training, restore_state, save_state
 
 OnProgress = Callable[[Standing], None]
@@ -157,7 +164,7 @@ def finetune(
         with (
             closing(batches),
             MetricsLog(config, first if world.leads else None) as log,
-            _saying_what_fits(config, model, feed),
+            saying_what_fits(config, model, feed, plan),
         ):
             started = kept = time.perf_counter()
             for step in range(first, steps):
@@ -212,8 +219,10 @@ def finetune(
             if averages is not None:
                 averages.put_in_place()
             model.leave_compiled()
-            rows = rows_for_norms(len(pairs), config.batch_size, config.seed, _NORM_BATCHES)
-            reestimate_batchnorm(model, _norm_pixels(pairs, feed, rows, plan))
+            if plan.with_images:
+                rows = rows_for_norms(len(pairs), config.batch_size, config.seed, _NORM_BATCHES)
+                pictures = _plain_pictures(pairs, feed, rows, plan)
+                reestimate_batchnorm(model, (floats for _, floats in pictures))
             result = TrainResult(
                 pairs=len(pairs),
                 samples_seen=budget,
@@ -350,24 +359,23 @@ def _without_bad_pictures(plan: BatchPlan, towers: Towers) -> BatchPlan:
 def _embed_pictures(model: Align, pairs: Pairs, feed: Feed, plan: BatchPlan) -> Tensor:
     """Embeddings of all pictures by row, on the CPU; NaN for those that don't decode."""
     known = torch.full((len(pairs), model.hf.projection_dim), math.nan)
-    batches = ((rows, None) for rows in cut(np.arange(len(pairs)), _EMBED_ROWS))
     model.eval()
-    with closing(stream(pairs, batches, workers=plan.workers)) as found, torch.no_grad():
-        for rows, pixels in found:
-            floats = feed.to_floats(torch.from_numpy(pixels).to(feed.device))
+    with torch.no_grad():
+        for rows, floats in _plain_pictures(
+            pairs, feed, cut(np.arange(len(pairs)), _EMBED_ROWS), plan
+        ):
             known[torch.from_numpy(rows)] = model.embed_images(floats).cpu()
     return known
 
 
-def _norm_pixels(
-    pairs: Pairs, feed: Feed, rows: Sequence[Rows], plan: BatchPlan
-) -> Iterator[Tensor]:
-    """Pictures for BatchNorm's last statistics, as they are used later: not cropped."""
-    if not plan.with_images:
-        return
-    with closing(stream(pairs, ((batch, None) for batch in rows), workers=plan.workers)) as found:
-        for _, pixels in found:
-            yield feed.to_floats(torch.from_numpy(pixels).to(feed.device))
+def _plain_pictures(
+    pairs: Pairs, feed: Feed, batches: Sequence[Rows], plan: BatchPlan
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Rows and pixel values as they are used later: not cropped, without what doesn't decode."""
+    asked = ((rows, None) for rows in batches)
+    with closing(stream(pairs, asked, workers=plan.workers)) as found:
+        for rows, pixels in found:
+            yield rows, feed.to_floats(torch.from_numpy(pixels).to(feed.device))
 
 
 def _check_losses(
@@ -388,7 +396,9 @@ def _check_losses(
 
 
 @contextmanager
-def _saying_what_fits(config: TrainConfig, model: Align, feed: Feed) -> Iterator[None]:
+def saying_what_fits(
+    config: TrainConfig, model: Align, feed: Feed, plan: BatchPlan
+) -> Iterator[None]:
     """Turn what torch says when memory runs out into a batch size that would do."""
     try:
         yield
@@ -396,12 +406,9 @@ def _saying_what_fits(config: TrainConfig, model: Align, feed: Feed) -> Iterator
         if not ran_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # which hold the activations of the step
-        precision: Precision = "bf16" if in_bf16(config, feed.device) else "fp32"
-        tokens = int(np.quantile(feed.tokens.lengths, 0.9))
-        size = feed.preprocess.height, feed.preprocess.width
-        cost = estimate(model, size, tokens, config.batch_size, precision, device=feed.device)
+        cost, _ = cost_of_step(config, model, feed, plan)
         room = free_memory(feed.device)
-        fits = cost.batch_that_fits(room + cost.fixed_bytes) * find_world().size
+        fits = cost.batch_that_fits(room + cost.fixed_bytes) * plan.parts * find_world().size
         advice = (
             f"Try batch_size {fits}" if 2 <= fits < config.batch_size else "Try a smaller model"
         )
@@ -411,6 +418,26 @@ def _saying_what_fits(config: TrainConfig, model: Align, feed: Feed) -> Iterator
             f"the model, and {room / 1e6:,.0f} MB are free for samples. {advice}, or "
             "checkpoint_activations."
         ) from error
+
+
+def cost_of_step(
+    config: TrainConfig, model: Align, feed: Feed, plan: BatchPlan
+) -> tuple[Estimate, int]:
+    """What a part of a batch costs, and the tokens of the average group of captions."""
+    lengths = np.sort(feed.tokens.lengths)
+    longest = lengths[plan.group - 1 :: plan.group] if len(lengths) >= plan.group else lengths
+    tokens = math.ceil(longest.mean() / plan.multiple) * plan.multiple
+    cost = estimate(
+        model,
+        (feed.preprocess.height, feed.preprocess.width),
+        tokens,
+        config.batch_size // plan.parts,
+        "bf16" if in_bf16(config, feed.device) else "fp32",
+        ema=config.ema is not None,
+        cached=known_towers(plan),
+        device=feed.device,
+    )
+    return cost, tokens
 
 
 def in_bf16(config: TrainConfig, device: torch.device) -> bool:

@@ -7,7 +7,6 @@ begins with the same. Left out: the loop, which is ``finetune``.
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from coyo_align.checkpoint import Checkpoint, load_checkpoint
 from coyo_align.config import MAX_TOKENS, SHAPES, TrainConfig
 from coyo_align.distributed import World, share_batchnorm
 from coyo_align.errors import AlignError
+from coyo_align.estimate import Tower
 from coyo_align.input.data import OnLoad, Pairs, load_pairs
 from coyo_align.input.images import Preprocess, image_processor, preprocess_of
 from coyo_align.metrics import read_finished
@@ -59,13 +59,13 @@ def prepare(
     shape = SHAPES.get(config.model)
     if shape is None:
         checkpoint = load_checkpoint(config.model)
-        preprocess = preprocess_of(checkpoint.image_processor, fast=config.fast_decode)
-        pairs = _load(config, preprocess, on_load)
+        processor = checkpoint.image_processor
     else:
         processor = image_processor(config.image_size or shape.image_size)
-        pairs = _load(config, preprocess_of(processor, fast=config.fast_decode), on_load)
+    pairs = _load(config, preprocess_of(processor, fast=config.fast_decode), on_load)
+    if shape is not None:
         checkpoint = load_or_build(config, pairs.captions)
-    return checkpoint, pairs, feed_of(checkpoint, pairs, device)
+    return checkpoint, pairs, feed_of(checkpoint, pairs.captions, device)
 
 
 def load_or_build(config: TrainConfig, captions: Sequence[str]) -> Checkpoint:
@@ -79,10 +79,10 @@ def load_or_build(config: TrainConfig, captions: Sequence[str]) -> Checkpoint:
     return Checkpoint(hf, image_processor(side), tokenizer)
 
 
-def feed_of(checkpoint: Checkpoint, pairs: Pairs, device: torch.device) -> Feed:
-    """The pairs as the checkpoint's processor and tokenizer make them."""
+def feed_of(checkpoint: Checkpoint, captions: Sequence[str], device: torch.device) -> Feed:
+    """The captions and pictures as the checkpoint's tokenizer and processor make them."""
     return Feed(
-        tokens=encode(checkpoint.tokenizer, pairs.captions),
+        tokens=encode(checkpoint.tokenizer, captions),
         preprocess=preprocess_of(checkpoint.image_processor),
         pad_id=checkpoint.tokenizer.pad_token_id,
         device=device,
@@ -99,12 +99,17 @@ def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -
         threads=config.threads,
         on_load=on_load,
     )
-    if len(pairs) < config.batch_size:
-        raise AlignError(
-            f"The batch size {config.batch_size} is larger than the {len(pairs)} usable pairs in "
-            f"{config.shards}. Choose a batch size of at most {len(pairs)}."
-        )
+    refuse_too_few(config, len(pairs), "usable pairs")
     return pairs
+
+
+def refuse_too_few(config: TrainConfig, count: int, what: str) -> None:
+    """Raise ``AlignError`` if so many of what there is don't fill a batch."""
+    if count < config.batch_size:
+        raise AlignError(
+            f"The batch size {config.batch_size} is larger than the {count} {what} in "
+            f"{config.shards}. Choose a batch size of at most {count}."
+        )
 
 
 def make_model(
@@ -161,9 +166,7 @@ def digest_of(pairs: Pairs) -> str:
     return digest.hexdigest()
 
 
-def known_towers(plan: BatchPlan) -> tuple[Literal["image", "text"], ...]:
+def known_towers(plan: BatchPlan) -> tuple[Tower, ...]:
     """The frozen towers whose embeddings are computed once."""
-    needed: dict[Literal["image", "text"], bool] = {
-        "image": plan.with_images, "text": plan.with_texts,
-    }  # fmt: skip
+    needed: dict[Tower, bool] = {"image": plan.with_images, "text": plan.with_texts}
     return tuple(tower for tower, asked in needed.items() if not asked)
