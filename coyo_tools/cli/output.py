@@ -15,6 +15,8 @@ from coyo_tools.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from coyo_align.metrics import Standing
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
 
     from coyo_tools.handover import Counted
 
@@ -147,30 +149,31 @@ def say_left_out(result: "Counted", shards: str) -> None:
         say(f"note: {result.missing_ids:,} ids of the subset have no picture in {shards}.")
 
 
-@contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Progress]:
-    """Yield a callback that draws a bar on stderr while a person waits."""
+def _bars(*middle: "ProgressColumn") -> "Bars":
+    """A bar on stderr that goes when it is done, and is not there where no person watches."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
-    with Bars(
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        *middle,
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    ) as bars:
+    )
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Progress]:
+    """Yield a callback that draws a bar on stderr while a person waits."""
+    from rich.progress import MofNCompleteColumn
+
+    with _bars(MofNCompleteColumn()) as bars:
         task = bars.add_task(label, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -181,30 +184,13 @@ def download_progress(label: str) -> Iterator[Progress]:
 
     On a terminal it is a bar; in a log, as under nohup, a line from time to time.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
+    from rich.progress import MofNCompleteColumn, TextColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    bars = _bars(MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    if not bars.console.is_terminal:
         yield _log_lines(label)
         return
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as bars:
+    with bars:
         task = bars.add_task(label, total=None, rate="")
         rate = _Rate()
 
@@ -223,28 +209,17 @@ def training_progress() -> Iterator[tuple[Progress, "Callable[[Standing], None]"
 
     On a terminal they are bars; in a log a line from time to time.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import TextColumn
 
     if os.environ.get("RANK", "0") != "0":  # of a torchrun the first process talks
         yield no_progress, lambda _: None
         return
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    bars = _bars(TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[figures]}"))
+    if not bars.console.is_terminal:
         read, trained = _log_lines("read", "%"), _log_lines("train", "samples")
         yield read, lambda standing: trained(standing.samples_seen, standing.budget)
         return
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as bars:
+    with bars:
         task = bars.add_task("read", total=100, figures="")
 
         def loading(done: int, total: int) -> None:
