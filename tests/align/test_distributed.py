@@ -14,7 +14,7 @@ from coyo_align.errors import AlignError
 from coyo_align.finetune import finetune
 from safetensors.torch import load_file
 
-from align.making import squares, write_tar
+from align.making import sample, squares, write_tar
 
 RUN = """
 import json, sys
@@ -24,6 +24,11 @@ from coyo_align.finetune import finetune
 settings = json.loads(sys.argv[1])
 settings |= {name: Path(settings[name]) for name in ("shards", "output")}
 finetune(TrainConfig(**settings))
+"""
+
+IN_TARS = """
+from coyo_align.input import data
+data._IN_MEMORY = 0
 """
 
 # The gradients of one batch before they are clipped, as the loop computes them.
@@ -121,6 +126,20 @@ def test_a_run_of_two_processes_is_a_run(many: Path, tmp_path: Path) -> None:
     assert one.keys() == two.keys(), "BatchNorm's stand-in left something in the checkpoint"
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0.02, atol=2e-3)
+
+
+def test_bad_pictures_are_counted_whichever_process_meets_them(tmp_path: Path) -> None:
+    """Those left in the tars, which each process finds out about for its own rows only."""
+    made = squares(copies=2)
+    for number in (3, 11, 19, 27):
+        made[number] = sample(900 + number, b"no picture", "a caption of nothing")
+    write_tar(tmp_path / "spoiled" / "00000.tar", made)
+    # With BatchNorm frozen there is no last look at pictures by all processes alike.
+    some = {"samples": 32, "batch_size": 16, "workers": 1, "freeze": ["batchnorm"]}
+    given = settings(tmp_path / "spoiled", tmp_path / "run", **some)
+    in_processes(RUN.replace("settings = ", IN_TARS + "settings = ", 1), 2, given)
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["finished"]["skipped"] == {"picture does not decode": 4}
 
 
 def test_what_can_not_be_shared_out_is_refused(

@@ -92,6 +92,15 @@ def mean_of_all(value: Tensor, world: World) -> Tensor:
     return value
 
 
+def union_of_all(found: dict[int, int], world: World) -> dict[int, int]:
+    """The entries that any process has found."""
+    if world.size == 1:
+        return found
+    parts: list[dict[int, int]] = [{} for _ in range(world.size)]
+    distributed.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
+
+
 class _Gather(torch.autograd.Function):
     """The gradient of a row is the sum of what all processes' losses ask of it."""
 

@@ -11,7 +11,7 @@ import shutil
 import time
 import traceback
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -52,12 +52,13 @@ from coyo_align.distributed import (
     joined,
     mean_of_all,
     share_of_batch,
+    union_of_all,
 )
 from coyo_align.embed import embed_texts
 from coyo_align.errors import AlignError
 from coyo_align.estimate import Estimate, estimate
 from coyo_align.input.data import OnLoad, Pairs
-from coyo_align.input.pictures import Rows
+from coyo_align.input.pictures import InTars, Rows, reasons_of
 from coyo_align.input.stream import stream
 from coyo_align.loss import contrastive_loss, sigmoid_loss
 from coyo_align.metrics import MetricsLog, Standing, read_finished
@@ -238,7 +239,7 @@ def finetune(
                 samples_per_second=(steps - first) * config.batch_size / seconds,
                 data_wait=waited / seconds,
                 peak_memory=peak_memory(device),
-                skipped=dict(pairs.skipped),
+                skipped=_skipped_by_all(pairs, world),
                 missing_ids=pairs.missing_ids,
                 remarks=remarks,
                 device=device_name(device),
@@ -376,6 +377,17 @@ def _plain_pictures(
     with closing(stream(pairs, asked, workers=plan.workers)) as found:
         for rows, pixels in found:
             yield rows, feed.to_floats(torch.from_numpy(pixels).to(feed.device))
+
+
+def _skipped_by_all(pairs: Pairs, world: World) -> dict[str, int]:
+    """What was left out; of pictures in tars each process has met only those of its rows."""
+    skipped = Counter(pairs.skipped)
+    if isinstance(pairs.images, InTars):
+        own = pairs.images.bad
+        every = union_of_all(own, world)
+        others = [code for row, code in every.items() if row not in own]
+        skipped += Counter(reasons_of(np.asarray(others, dtype=np.uint8)))
+    return dict(skipped)
 
 
 def _check_losses(

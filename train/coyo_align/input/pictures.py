@@ -180,6 +180,6 @@ def decode_into(
 
 
 def reasons_of(codes: NDArray[np.uint8]) -> dict[str, int]:
-    """How many pictures were bad, by reason."""
+    """How many pictures were bad, by reason, from codes of ``decode_worker``."""
     counts = Counter(codes[codes != GOOD].tolist())
     return {REASONS[code]: count for code, count in sorted(counts.items())}
