@@ -113,7 +113,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous()
+        total = gradient.clone(memory_format=torch.contiguous_format)  # it is not ours to change
         distributed.all_reduce(total)
         return total[distributed.get_rank() * ctx.rows :][: ctx.rows]
 
