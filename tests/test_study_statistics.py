@@ -18,7 +18,7 @@ STUDIES = 1000
 
 
 def hits(
-    random: np.random.Generator, seeds: int, pictures: int, seed_sd: float, arm: float = 0.0
+    random: np.random.Generator, seeds: int, pictures: int, seed_sd: float, fits_sd: float = 0.35
 ) -> NDArray[np.float64]:
     """Both arms' outcomes, (2, seeds, pictures): hits by a logistic model.
 
@@ -26,9 +26,9 @@ def hits(
     own luck.
     """
     hard = random.normal(0, 1.5, (1, 1, pictures))
-    fits = random.normal(0, 0.35, (2, 1, pictures))
+    fits = random.normal(0, fits_sd, (2, 1, pictures))
     luck = random.normal(0, seed_sd, (2, seeds, 1))
-    logit = hard + fits + luck + np.array([arm, 0.0]).reshape(2, 1, 1)
+    logit = hard + fits + luck
     return (random.random((2, seeds, pictures)) < 1 / (1 + np.exp(-logit))).astype(np.float64)
 
 
@@ -50,7 +50,7 @@ def test_five_captions_a_picture_are_no_five_pictures() -> None:
     wrong = naive = 0
     pictures = np.repeat(np.arange(200), 5)
     for _ in range(STUDIES):
-        arm, control = hits(random, 3, 200, 0.25)
+        arm, control = hits(random, 3, 200, 0.2, fits_sd=1.5)
         # Captions of a picture mostly agree.
         flips = random.random((2, 3, 1000)) < 0.02
         asked = [
@@ -62,7 +62,7 @@ def test_five_captions_a_picture_are_no_five_pictures() -> None:
         plain = paired_effect(asked[0], asked[1])
         naive += not plain.low <= 0 <= plain.high
     assert 0.03 <= wrong / STUDIES <= 0.07
-    assert naive / STUDIES > 0.12
+    assert naive / STUDIES > 0.09
 
 
 def test_drawing_three_seeds_from_three_would_be_wrong_far_more_often() -> None:
