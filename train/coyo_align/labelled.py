@@ -24,7 +24,7 @@ from coyo_align.prepare import batch_plan, count_samples, load, noise, ready_mod
 from coyo_align.scoring.labels import read_labels
 from coyo_align.targets import Targets, fields_of, reader, targets_of
 from coyo_align.trainable import Sketch, in_bf16
-from coyo_align.vit import Vit, build_vit, name_classes, vit_processor
+from coyo_align.vit import Vit, build_vit, name_classes, names_of, vit_processor
 
 _ENTRIES = 50
 """Of a row, as far as memory is reckoned: COYO-Labeled's."""
@@ -208,7 +208,7 @@ def _assemble(
     else:
         hf = build_vit(shape, preprocess.height, targets.count)
         checkpoint = Classifier(hf, vit_processor(preprocess.height))
-    if names is not None or shape is not None or not _named(checkpoint.hf):
+    if names is not None or names_of(checkpoint.hf) is None:
         name_classes(checkpoint.hf, names or [str(number) for number in range(targets.count)])
     model = Vit(checkpoint.hf, config.freeze)
     if config.lora is not None:
@@ -216,8 +216,3 @@ def _assemble(
     model.to(device).train()
     plan = batch_plan(config, world)
     return Labelled(config, checkpoint, model, pairs, preprocess, targets, plan, world, device)
-
-
-def _named(hf: Any) -> bool:
-    """Whether a checkpoint has names for its classes; transformers makes LABEL_0 where not."""
-    return any(name != f"LABEL_{number}" for number, name in hf.config.id2label.items())

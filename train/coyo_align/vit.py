@@ -86,6 +86,13 @@ def vit_processor(image_size: int) -> ViTImageProcessorPil:
     return ViTImageProcessorPil(size={"height": image_size, "width": image_size})
 
 
+def names_of(hf: Any) -> list[str] | None:
+    """The classes' names by number, None where they have none: transformers says LABEL_0 then."""
+    names = [str(hf.config.id2label[number]) for number in range(hf.config.num_labels)]
+    unnamed = all(name in (f"LABEL_{n}", str(n)) for n, name in enumerate(names))
+    return None if unnamed else names
+
+
 def name_classes(hf: Any, names: list[str]) -> None:
     """Write the classes' names into the model's config."""
     hf.config.id2label = dict(enumerate(names))
