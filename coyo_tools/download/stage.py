@@ -394,6 +394,7 @@ def _conclude(
         details={
             "urls": plan.urls if earlier is None else read_manifest(earlier).details["urls"],
             "outcomes": outcomes,
+            "captions": TEXT in pool.columns,
             "retryable": sum(retryable for _, _, retryable, _ in counts),
             "bytes_served": sum(served for _, _, _, served in counts),
             "pace": asdict(settings.pace),
