@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coyo_align.batch import Feed, cut
+from coyo_align.batch import Feed, cut, plain_pictures
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.device import pick_device, torch_threads
 from coyo_align.errors import AlignError
 from coyo_align.input.data import Pairs
 from coyo_align.input.images import preprocess_of
-from coyo_align.input.stream import stream
 from coyo_align.model import Align
 from coyo_align.tokenizer import encode
 
@@ -129,19 +128,15 @@ class Embedder:
         Raises:
             AlignError: none of them decodes, or an embedding is not a number.
         """
-        feed = self._feed([])
         good, found, digests = [rows[:0]], [], []
-        batches = ((batch, None) for batch in cut(rows, self._batch_size))
+        batches = cut(rows, self._batch_size)
         with (
             torch_threads(self._threads),
             torch.inference_mode(),
-            closing(stream(pairs, batches)) as pictures,
+            closing(plain_pictures(pairs, batches, self.preprocess, self._place)) as pictures,
         ):
-            for batch, pixels in pictures:
-                if not len(batch):
-                    continue
+            for batch, pixels, floats in pictures:
                 digests += [sha256(picture).digest() for picture in pixels]
-                floats = feed.to_floats(torch.from_numpy(pixels).to(self._place))
                 found.append(self._model.embed_images(floats).cpu().numpy())
                 good.append(np.array(batch))
                 self._embedded(len(batch))
