@@ -94,6 +94,7 @@ def load_pairs(
     threads: int | None = None,
     fields: Sequence[str] = (),
     need_caption: bool = True,
+    in_memory: int = _IN_MEMORY,
     on_load: OnLoad | None = None,
 ) -> Pairs:
     """The pairs of a shards directory, in the order of the tars.
@@ -108,6 +109,7 @@ def load_pairs(
         threads: None for one per core.
         fields: names of json fields to keep; "key" is the sample's key, "cls" the text of its .cls.
         need_caption: leave out samples without a caption; else theirs is empty.
+        in_memory: bytes of pixels up to which all are decoded at once, where there is no cache.
         on_load: progress.
 
     Raises:
@@ -135,7 +137,7 @@ def load_pairs(
         pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
         decoded_now = built
         images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
-    elif len(index) * row_bytes(geometry) <= _IN_MEMORY:
+    elif len(index) * row_bytes(geometry) <= in_memory:
         images, codes = _in_memory(index, geometry, workers, decoded)
     else:
         images, codes = InTars(index, geometry, workers), np.full(len(index), GOOD, np.uint8)
