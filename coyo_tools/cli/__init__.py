@@ -17,6 +17,7 @@ from coyo_tools.cli import (
     balance,
     curate,
     dedupe,
+    embed,
     evaluate,
     filtering,
     look,
@@ -62,7 +63,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, embed,
+    roads,
 ):  # fmt: skip
     _group.register(app)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.config import Output, Precision
-from coyo_align.device import pick_device, torch_threads
+from coyo_align.device import pick_device, ran_out_of_memory, torch_threads
 from coyo_align.errors import AlignError
 from coyo_align.input.children import cores
 from coyo_align.input.data import Pairs
@@ -156,7 +156,7 @@ class Embedder:
         self._model.to(self._place).eval()
         self._model.hf.vision_model.to(memory_format=torch.channels_last)
         self.output = output
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._threads = threads
         self._workers = workers
         self._bf16 = precision == "bf16"
@@ -175,7 +175,7 @@ class Embedder:
             AlignError: none of them decodes, or an embedding is not a number.
         """
         good, found, digests = [rows[:0]], [], []
-        for batch, pixels, vectors in self._stream(pairs, cut(rows, self._batch_size)):
+        for batch, pixels, vectors in self._stream(pairs, cut(rows, self.batch_size)):
             digests += [sha256(picture).digest() for picture in pixels]
             found.append(vectors)
             good.append(batch)
@@ -189,7 +189,7 @@ class Embedder:
 
         Args:
             pairs: what the rows are of.
-            batches: rows; none longer than the first, and iterated in another thread.
+            batches: rows, at most ``batch_size`` each; iterated in another thread.
 
         Yields:
             For every batch those of its rows whose pictures decode, and their vectors, (rows,
@@ -202,6 +202,23 @@ class Embedder:
             for rows, _, vectors in found:
                 yield rows, _directed(vectors) if self.output == "embeddings" else vectors
 
+    def pixels(self, pixels: Pixels) -> Embeddings:
+        """Embed pictures that are decoded already, (pictures, width).
+
+        Args:
+            pixels: (pictures, height, width, 3) bytes in the geometry of ``preprocess``.
+
+        Raises:
+            AlignError: a vector is not a number.
+        """
+        with torch_threads(self._threads):
+            return finite(self._embed(pixels).cpu().numpy(), "picture")
+
+    @property
+    def temperature(self) -> float:
+        """What plain ALIGN divides cosines by to get its logits."""
+        return float(self._checkpoint.hf.temperature)
+
     def texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts, (texts, width)."""
         if isinstance(texts, str):
@@ -209,7 +226,7 @@ class Embedder:
         feed = self._feed(texts)
         with torch_threads(self._threads), self._autocast():
             return embed_texts(
-                self._model, feed, np.arange(len(texts)), self._batch_size, self._embedded,
+                self._model, feed, np.arange(len(texts)), self.batch_size, self._embedded,
                 self.output,
             )  # fmt: skip
 
@@ -239,10 +256,10 @@ class Embedder:
             workers = min(self._workers or cores(), -(-len(usable) // _PER_WORKER))
             pairs = file_pairs(usable, self.preprocess, workers)
             usable = [Path(key) for key in pairs.fields["key"]]
-            for rows, vectors in self.batches(pairs, cut(np.arange(len(pairs)), self._batch_size)):
+            for rows, vectors in self.batches(pairs, cut(np.arange(len(pairs)), self.batch_size)):
                 good.append(rows)
                 found.append(vectors)
-            bad |= {usable[row]: why for row, why in bad_rows(pairs).items()}
+            bad |= {usable[row]: why for row, why in why_bad(pairs, range(len(pairs))).items()}
         kept = np.concatenate(good)
         if not len(kept):
             first = f" {paths[0]}: {bad.get(paths[0])}." if paths else ""
@@ -263,7 +280,7 @@ class Embedder:
         waiting: tuple[Ints, Pixels, Tensor] | None = None
         with (
             torch_threads(self._threads),
-            closing(stream(pairs, asked, self._workers)) as pictures,
+            closing(stream(pairs, asked, self._workers, longest=self.batch_size)) as pictures,
         ):
             for rows, pixels in pictures:
                 vectors = self._embed(pixels)
@@ -277,9 +294,16 @@ class Embedder:
     def _embed(self, pixels: Pixels) -> Tensor:
         if not len(pixels):
             return torch.empty(0, self.widths["image"])
-        with self._autocast():
-            floats = self._no_texts.to_floats(torch.from_numpy(pixels).to(self._place))
-            return self._model.embed_images(floats, self.output)
+        try:
+            with self._autocast():
+                floats = self._no_texts.to_floats(torch.from_numpy(pixels).to(self._place))
+                return self._model.embed_images(floats, self.output)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise AlignError(
+                f"Memory ran out with {len(pixels)} pictures at a time. Give a smaller batch size."
+            ) from error
 
     def _finished(
         self, rows: Ints, pixels: Pixels, vectors: Tensor
@@ -330,11 +354,10 @@ def _directed(vectors: Embeddings) -> Embeddings:
     return vectors
 
 
-def bad_rows(pairs: Pairs) -> dict[int, str]:
-    """Rows whose pictures were found not to decode, and why."""
-    if not isinstance(pairs.images, InTars):
-        return {}
-    return {row: REASONS[code] for row, code in pairs.images.bad.items()}
+def why_bad(pairs: Pairs, rows: Iterable[int]) -> dict[int, str]:
+    """Those of the rows whose pictures were found not to decode, and why."""
+    bad = pairs.images.bad if isinstance(pairs.images, InTars) else {}
+    return {row: REASONS[bad[row]] for row in rows if row in bad}
 
 
 def number_alike(keys: Iterable[Hashable]) -> tuple[Ints, Ints]:

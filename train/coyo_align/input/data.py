@@ -94,6 +94,7 @@ def load_pairs(
     threads: int | None = None,
     fields: Sequence[str] = (),
     need_caption: bool = True,
+    need_picture: bool = True,
     in_memory: int = _IN_MEMORY,
     on_load: OnLoad | None = None,
 ) -> Pairs:
@@ -109,6 +110,7 @@ def load_pairs(
         threads: None for one per core.
         fields: names of json fields to keep; "key" is the sample's key, "cls" the text of its .cls.
         need_caption: leave out samples without a caption; else theirs is empty.
+        need_picture: leave out samples without a picture; else no picture can be read.
         in_memory: bytes of pixels up to which all are decoded at once, where there is no cache.
         on_load: progress.
 
@@ -122,7 +124,13 @@ def load_pairs(
     wanted = None if ids is None else read_ids(ids)
     started = time.perf_counter()
     index = build_index(
-        shards, wanted, fields, need_caption, workers, lambda share: tell(0, _INDEX_SHARE * share)
+        shards,
+        wanted,
+        fields,
+        need_caption,
+        workers,
+        lambda share: tell(0, _INDEX_SHARE * share),
+        need_picture=need_picture,
     )
     indexed = time.perf_counter()
     if not len(index):
@@ -137,7 +145,7 @@ def load_pairs(
         pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
         decoded_now = built
         images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
-    elif len(index) * row_bytes(geometry) <= in_memory:
+    elif need_picture and len(index) * row_bytes(geometry) <= in_memory:
         images, codes = _in_memory(index, geometry, workers, decoded)
     else:
         images, codes = InTars(index, geometry, workers), np.full(len(index), GOOD, np.uint8)
