@@ -35,8 +35,8 @@ CRASHED = 5
 REASONS = {
     1: TOO_LARGE,
     2: UNDECODABLE,
-    3: "its tar has changed since it was indexed",
-    4: "its tar can't be read",
+    3: "its file has changed since it was indexed",
+    4: "its file can't be read",
     CRASHED: "picture crashes the decoder",
 }
 NOT_WRITTEN = 200

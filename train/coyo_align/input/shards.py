@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from coyo_align.errors import AlignError
 
-_MAX_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Per file in a tar: larger ones are left unread, and their sample counted as lacking them."""
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp")
 
 USABLE, NO_CAPTION, NO_PICTURE = 0, 1, 2
 LACKS = {NO_CAPTION: "no caption", NO_PICTURE: "no picture"}
@@ -74,7 +74,7 @@ def index_tar(path: Path, fields: Sequence[str]) -> pa.Table:
     try:
         for sample in _samples(path):
             caption = _text(sample, "txt")
-            picture = next((sample.places[e] for e in _PICTURES if e in sample.places), None)
+            picture = next((sample.places[e] for e in PICTURES if e in sample.places), None)
             lacks = NO_CAPTION if not caption else NO_PICTURE if picture is None else USABLE
             record = _record(sample)
             rows["lacks"].append(lacks)
@@ -174,7 +174,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                     if sample is not None:
                         yield sample
                     sample = _Sample(key)
-                if member.issparse() or member.size > _MAX_BYTES:
+                if member.issparse() or member.size > MAX_BYTES:
                     continue
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError("cut within a file")
