@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coyo_tools.errors import MissingExtraError, SourceError
-from coyo_tools.vectors import BLOCK_ROWS, LENGTH_SLACK, PART_ROWS, Ints, Matrix, Vectors
+from coyo_tools.vectors import LENGTH_SLACK, PART_ROWS, Ints, Matrix, Vectors
 
 _SCORES = 1 << 23  # of a block, 32 MiB
 _CANDIDATES = 1 << 13  # scored again at a time
@@ -40,7 +40,7 @@ def search(
     k: int,
     side: str = "image",
     *,
-    rows_per_block: int = BLOCK_ROWS,
+    rows_per_block: int = PART_ROWS,
     faiss: bool = False,
 ) -> Hits:
     """Find the embeddings with the greatest cosine to each query.

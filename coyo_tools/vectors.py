@@ -256,7 +256,7 @@ class Vectors:
         if unit:
             lengths = self.lengths(side, first, block)
             return block if self.about.normalised else block / lengths[:, None]
-        finite: npt.NDArray[np.bool_] = np.isfinite(block).all(axis=1)
+        finite: npt.NDArray[np.bool_] = np.all(np.isfinite(block), axis=1)
         self._refuse(side, first, ~finite, _NOT_FINITE)
         return block
 
