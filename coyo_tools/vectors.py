@@ -1,14 +1,14 @@
 """Embeddings on disk: parts of plain ``.npy`` arrays that are memory-mapped, with a row for each.
 
-A directory holds ``manifest.json`` (kind ``embeddings``) and parts. Of a part ``part-00000.parquet``
-has a row per embedding, ``part-00000.image.npy`` and ``part-00000.text.npy`` have the embeddings
-themselves, float32 in C order, (rows, width), as ``numpy.load(path, mmap_mode="r")`` reads them
-anywhere. Rows are numbered through all parts.
+A directory holds ``manifest.json`` (kind ``embeddings``) and parts. Of a part
+``part-00000.parquet`` has a row per embedding, ``part-00000.image.npy`` and ``part-00000.text.npy``
+have the embeddings themselves, float32 in C order, (rows, width), as
+``numpy.load(path, mmap_mode="r")`` reads them anywhere. Rows are numbered through all parts.
 
 Parts are mapped when they are read and let go at once: memory does not grow with the number of
-embeddings, nor the number of open files. What is in a directory is a stranger's until it is checked:
-headers, sizes and counts on opening, numbers as they are read. Left out: making embeddings, and
-anything that looks for something in them.
+embeddings, nor does the number of open files. What is in a directory is a stranger's until it is
+checked: headers, sizes and counts on opening, numbers as they are read. Left out: making
+embeddings, and anything that looks for something in them.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,11 @@ SCHEMA = pa.schema(
 _DETAILS = "embeddings"  # of the manifest
 _NOTE = b"coyo.note"  # of a part's parquet
 _ROW_GROUP = 8_192  # what a look-up of one row reads
-_LENGTH_SLACK = 1e-3  # of a unit vector, after a detour through float16
+_NOT_FINITE = "is not finite (NaN, infinite or beyond 1e19); the model that made it is damaged"
+LENGTH_SLACK = 1e-3  # of a unit vector, after a detour through float16
+
+# What numpy's parser of headers raises for gibberish, besides a file that can't be read.
+_NO_HEADER = (ValueError, SyntaxError, TokenError, RecursionError, MemoryError, OSError)
 
 Matrix = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -138,7 +143,7 @@ class VectorWriter:
         for side, matrix in vectors.items():
             if matrix.ndim != 2 or len(matrix) != len(table) or matrix.dtype != np.float32:
                 raise ValueError(f"{side}: {matrix.dtype} {matrix.shape} for {len(table)} rows")
-            if not np.isfinite(_squares(matrix)).all():
+            if not np.isfinite(matrix).all():
                 raise ValueError(f"an embedding of a {side} is not finite")
         self._agree({side: matrix.shape[1] for side, matrix in vectors.items()})
         stem = _stem(self.parts)
@@ -238,8 +243,8 @@ class Vectors:
             unit: have them of length 1: normalised here where they are stored raw.
 
         Raises:
-            SourceError: the side is not there; an embedding is not finite, or with ``unit`` not of
-                length 1 though the manifest says so, or 0 and so without direction.
+            SourceError: the side is not there; an embedding is not finite, or with ``unit`` zero or
+                not of length 1 though the manifest says so.
         """
         for part, matrix in self.mapped(side):
             for first in range(0, part.rows, rows_per_block):
@@ -248,31 +253,34 @@ class Vectors:
 
     def checked(self, side: str, first: int | Ints, block: Matrix, *, unit: bool) -> Matrix:
         """Check some embeddings as ``blocks`` does; ``first`` is the first row, or all of them."""
-        squares = _squares(block)
-        bad = ~np.isfinite(squares)
-        if bad.any():
-            raise self.bad_row(
-                side, _row(first, bad), "is not finite: the model that made it is damaged"
-            )
-        if not unit:
-            return block
-        if self.about.normalised:
-            bad = np.abs(squares - 1) > 2 * _LENGTH_SLACK
-            if bad.any():
-                length = float(np.sqrt(squares[bad][0]))
-                what = f"has length {length:.4g}, though the manifest says that all have 1"
-                raise self.bad_row(side, _row(first, bad), what)
-            return block
-        if (squares == 0).any():
-            raise self.bad_row(side, _row(first, squares == 0), "is zero and has no direction")
-        return block / np.sqrt(squares)[:, None]
+        if unit:
+            lengths = self.lengths(side, first, block)
+            return block if self.about.normalised else block / lengths[:, None]
+        finite: npt.NDArray[np.bool_] = np.all(np.isfinite(block), axis=1)
+        self._refuse(side, first, ~finite, _NOT_FINITE)
+        return block
 
-    def bad_row(self, side: str, row: int, what: str) -> SourceError:
-        """Return the error that tells where an embedding can't be used."""
+    def lengths(self, side: str, first: int | Ints, block: Matrix) -> Matrix:
+        """Return the length of each embedding, (rows,); checks as ``blocks`` with ``unit``."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares: Matrix = np.einsum("ij,ij->i", block, block)
+        self._refuse(side, first, ~np.isfinite(squares), _NOT_FINITE)
+        self._refuse(side, first, squares == 0, "is zero and has no direction")
+        if self.about.normalised:
+            off = np.abs(squares - 1) > 2 * LENGTH_SLACK
+            self._refuse(side, first, off, "does not have length 1, as the manifest says")
+        return np.asarray(np.sqrt(squares), np.float32)
+
+    def _refuse(self, side: str, first: int | Ints, bad: npt.NDArray[np.bool_], what: str) -> None:
+        """Raise ``SourceError`` with the place of the first bad embedding, if there is one."""
+        if not bad.any():
+            return
+        place = int(np.argmax(bad))
+        row = first + place if isinstance(first, int) else int(first[place])
         part = next(part for part in reversed(self.parts) if part.start <= row)
-        path = self.directory / f"{part.stem}.{side}.npy"
-        return SourceError(
-            f"{path}: the embedding of row {row - part.start} {what}.",
+        raise SourceError(
+            f"{self.directory / part.stem}.{side}.npy: the embedding of row {row - part.start} "
+            f"{what}.",
             "Embed the data again, with another model if need be.",
         )
 
@@ -417,7 +425,7 @@ def _shape(path: Path) -> tuple[int, int]:
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError as error:
         raise SourceError(f"{path} is missing.", "Copy the directory again.") from error
-    except (ValueError, OSError) as error:
+    except _NO_HEADER as error:
         raise SourceError(f"{path} is no .npy file that can be read: {error}.") from error
     if kind != np.dtype("<f4") or fortran or len(shape) != 2:
         order = " in Fortran order" if fortran else ""
@@ -441,14 +449,3 @@ def _note(path: Path) -> dict[str, Any]:
     raw = (pq.read_schema(path).metadata or {}).get(_NOTE, b"{}")
     note: dict[str, Any] = json.loads(raw)
     return note
-
-
-def _squares(block: Matrix) -> Matrix:
-    """Return the squared length of each row; not finite where a number is not, or is huge."""
-    return np.asarray(np.einsum("ij,ij->i", block, block), np.float32)
-
-
-def _row(first: int | Ints, bad: npt.NDArray[np.bool_]) -> int:
-    """Return the number of the first bad row."""
-    place = int(np.argmax(bad))
-    return first + place if isinstance(first, int) else int(first[place])

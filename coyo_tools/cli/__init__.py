@@ -25,6 +25,7 @@ from coyo_tools.cli import (
     pictures,
     pools,
     roads,
+    search,
     shards,
 )
 from coyo_tools.errors import CoyoError, OutputError, StoppedError
@@ -64,7 +65,7 @@ def _options(
 
 for _group in (
     pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, embed,
-    roads,
+    search, roads,
 ):  # fmt: skip
     _group.register(app)
 
