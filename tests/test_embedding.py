@@ -1,17 +1,15 @@
 """`coyo embed`: the same vectors however they are come by, and nothing lost without a reason."""
 
+import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from align.making import COLOURS, GROUNDS, PLACES, encoded, sample, square, write_tar
 from coyo_align.embed import Embedder
@@ -19,17 +17,11 @@ from typer.testing import CliRunner
 
 from coyo_tools.cli import app
 from coyo_tools.embedding import EmbedSettings, embed_data
-from coyo_tools.errors import (
-    CoyoError,
-    EmptyResultError,
-    OutputError,
-    SourceError,
-    TrainingError,
-)
+from coyo_tools.errors import CoyoError, OutputError, SourceError, TrainingError
 from coyo_tools.manifest import read_manifest
 from coyo_tools.pipeline import run_pipeline
 from coyo_tools.vectors import open_vectors
-
+from coyo_tools.verify import verify_embeddings
 
 LOOKS = [(c, p, g) for c in COLOURS for p in PLACES for g in GROUNDS]
 PICTURES = [encoded(square(*look), quality=95) for look in LOOKS]
@@ -314,3 +306,50 @@ def _ids(path: Path) -> Path:
 
     pl.DataFrame({"id": [1]}).write_parquet(path)
     return path
+
+
+def test_a_pipeline_embeds_and_verify_reads_it_through(place: Path, tmp_path: Path) -> None:
+    road = tmp_path / "road.toml"
+    road.write_text(
+        '[inputs.shards]\n[inputs.run]\n[[stages]]\nname = "emb"\ndoes = "embed"\n'
+        'run = "run"\ndata = "shards"\nthreads = 1\npart_rows = 6\n'
+    )
+    inputs = {"shards": str(place / "good"), "run": str(place / "run")}
+    assert run_pipeline(road, tmp_path / "out", inputs)[0].manifest.rows_out == 18
+    assert run_pipeline(road, tmp_path / "out", inputs)[0].skipped
+    emb = tmp_path / "out" / "emb"
+    whole = coyo("verify", emb)
+    assert whole.exit_code == 0
+    assert "whole, 18 rows of image and text; the model was not asked again" in whole.stderr
+    manifest = json.loads((emb / "manifest.json").read_text())
+    (emb / "manifest.json").write_text(json.dumps(manifest | {"id_digest": "0" * 32}))
+    assert coyo("verify", emb, "--json").exit_code == 1
+    (emb / "manifest.json").write_text(json.dumps(manifest))
+    vectors = np.load(emb / "part-00001.text.npy")
+    vectors[2, 0] = np.nan
+    np.save(emb / "part-00001.text.npy", vectors)
+    with pytest.raises(SourceError, match="embedding of row 2 is not finite"):
+        verify_embeddings(emb)
+    road.write_text(road.read_text() + 'only = "both"\n')
+    with pytest.raises(TrainingError, match="`--only` is image or text"):
+        run_pipeline(road, tmp_path / "out", inputs)
+
+
+def test_an_array_says_why_it_can_not_be_written(tmp_path: Path) -> None:
+    work = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from coyo_tools.vectors import SCHEMA, VectorWriter\n"
+        "import pyarrow as pa\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        "rows = pa.table({f.name: pa.nulls(9000, f.type) for f in SCHEMA})\n"
+        "try:\n"
+        "    VectorWriter(Path(sys.argv[1]), ['image']).write_part(\n"
+        "        rows, {'image': np.ones((9000, 64), np.float32)})\n"
+        "except OSError as error:\n"
+        "    print(error.errno)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", work, tmp_path], capture_output=True, text=True)
+    assert done.stdout.strip() == str(errno.EFBIG), done.stderr
+    assert not any(tmp_path.glob("part-*"))
