@@ -17,6 +17,7 @@ from coyo_tools.cli import (
     balance,
     curate,
     dedupe,
+    embed,
     evaluate,
     filtering,
     look,
@@ -24,6 +25,7 @@ from coyo_tools.cli import (
     pictures,
     pools,
     roads,
+    search,
     shards,
 )
 from coyo_tools.errors import CoyoError, OutputError, StoppedError
@@ -62,7 +64,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, embed,
+    search, roads,
 ):  # fmt: skip
     _group.register(app)
 

@@ -97,6 +97,8 @@ def load_pairs(
     fields: Sequence[str] = (),
     need_caption: bool = True,
     pack: Pack | None = None,
+    need_picture: bool = True,
+    in_memory: int = _IN_MEMORY,
     on_load: OnLoad | None = None,
 ) -> Pairs:
     """The pairs of a shards directory, in the order of the tars.
@@ -112,6 +114,8 @@ def load_pairs(
         fields: names of json fields to keep; "key" is the sample's key, "cls" the text of its .cls.
         need_caption: leave out samples without a caption; else theirs is empty.
         pack: makes a table of the fields, tar by tar, and says what is left out; see ``Pack``.
+        need_picture: leave out samples without a picture; else no picture can be read.
+        in_memory: bytes of pixels up to which all are decoded at once, where there is no cache.
         on_load: progress.
 
     Raises:
@@ -131,6 +135,7 @@ def load_pairs(
         workers,
         lambda share: tell(0, _INDEX_SHARE * share),
         pack,
+        need_picture=need_picture,
     )
     indexed = time.perf_counter()
     need = needs(need_caption, pack)
@@ -146,7 +151,7 @@ def load_pairs(
         pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
         decoded_now = built
         images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
-    elif len(index) * row_bytes(geometry) <= _IN_MEMORY:
+    elif need_picture and len(index) * row_bytes(geometry) <= in_memory:
         images, codes = _in_memory(index, geometry, workers, decoded)
     else:
         images, codes = InTars(index, geometry, workers), np.full(len(index), GOOD, np.uint8)

@@ -83,6 +83,8 @@ def build_index(
     workers: int,
     on_read: Callable[[float], None],
     pack: Pack | None = None,
+    *,
+    need_picture: bool = True,
 ) -> Index:
     """Read the headers of all tars.
 
@@ -94,6 +96,7 @@ def build_index(
         workers: processes at most.
         on_read: called with the share of the tars' bytes read, 0 to 1.
         pack: what to make of the fields of each tar, instead of keeping them.
+        need_picture: leave out samples without a picture; else their ``size`` is -1.
 
     Raises:
         AlignError: there are no shards.
@@ -118,6 +121,8 @@ def build_index(
         lacks = table["lacks"]
         if not need_caption:
             lacks = pc.if_else(pc.less(table["size"], 0), NO_PICTURE, USABLE)
+        if not need_picture:
+            lacks = pc.if_else(pc.equal(lacks, NO_PICTURE), USABLE, lacks)
         for reason, words in LACKS.items():
             if count := pc.sum(pc.equal(lacks, reason)).as_py():
                 skipped[words] += count
