@@ -122,7 +122,7 @@ def shards_info(
     paths, special = _tars_of(directory)
     manifest = _manifest_of(directory)
     ours = isinstance(manifest, Manifest) or (directory / LEDGER).exists()
-    parts = _PARTS
+    parts: tuple[str, ...] = _PARTS
     if isinstance(manifest, Manifest) and manifest.details.get("captions") is False:
         parts = ("jpg", "json")  # of a labelled pool
     tally = ShardTally(parts if ours else (), samples if grid is not None else 0, seed)

@@ -83,7 +83,7 @@ def test_hard_labels_by_number_and_by_name() -> None:
     assert lost == [None] * 5 + ["label not among the classes"] * 2 + ["no label"] * 2
     assert [row for row in table["classes"].to_pylist() if row] == [[0], [1], [2], [2], [1]]
     table, lost = reader("cls", None, None)({"cls": ["7", "x", 3]})
-    assert lost == [None, "label not among the classes", None]
+    assert lost == [None, "label that is no class number, and no names are given", None]
     assert targets_of(table.take([0, 2]), None).count == 8
     assert fields_of("labels") == ("labels", "label_probs")
     assert fields_of("cls") == ("cls",)

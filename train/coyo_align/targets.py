@@ -31,6 +31,7 @@ from coyo_align.scoring.labels import NO_CLASS, NO_LABEL, label_text, resolve_la
 
 LABELS, PROBABILITIES = "labels", "label_probs"
 """COYO-Labeled-300M's columns."""
+NO_NUMBER = "label that is no class number, and no names are given"
 MISFIT = f"{LABELS} and {PROBABILITIES} do not fit each other"
 
 _MAX_CLASSES = 2**20
@@ -108,7 +109,7 @@ def reader(label_field: str, names: Sequence[str] | None, count: int | None) -> 
     def read(fields: dict[str, list[Any]]) -> tuple[pa.Table, list[str | None]]:
         values = fields[label_field]
         probabilities = fields.get(PROBABILITIES, [None] * len(values))
-        single = _single(values, names if names is not None else known)
+        single = _single(values, known if names is None else names)
         classes: list[Any] = []
         shares: list[Any] = []
         lost: list[str | None] = []
@@ -134,10 +135,17 @@ _Entry = tuple[Sequence[int], Sequence[float]]
 def _single(values: Sequence[Any], names: Sequence[str] | int) -> list[_Entry | str]:
     """Each value as one class, or why it is none."""
     found, _ = resolve_labels(values, names)
-    return [
-        ((number,), (1.0,)) if number >= 0 else NO_LABEL if label_text(value) is None else NO_CLASS
-        for number, value in zip(found.tolist(), values, strict=True)
-    ]
+    entries: list[_Entry | str] = []
+    for number, value in zip(found.tolist(), values, strict=True):
+        text = label_text(value)
+        if number >= 0:
+            entries.append(((number,), (1.0,)))
+        elif text is None:
+            entries.append(NO_LABEL)
+        else:
+            unnamed = isinstance(names, int) and not text.isdecimal()
+            entries.append(NO_NUMBER if unnamed else NO_CLASS)
+    return entries
 
 
 def _listed(classes: list[Any], probabilities: Any, known: int) -> _Entry | str:
