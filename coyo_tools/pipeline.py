@@ -22,7 +22,9 @@ from coyo_tools.cuts import parse_sample, top_rule
 from coyo_tools.dedupe import (
     DEFAULT_RADIUS,
     check_dedupe,
+    check_semantic,
     decontaminate_pool,
+    dedupe_by_meaning,
     dedupe_pool,
     refuse_settings,
 )
@@ -94,6 +96,11 @@ def _filter(settings: dict[str, Any], output: Path, _: Progress) -> object:
 
 
 def _dedupe(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    if "embeddings" in settings:
+        source, embeddings = settings.pop("source"), Path(settings.pop("embeddings"))
+        return dedupe_by_meaning(
+            source, output, embeddings=embeddings, on_progress=on_progress, **settings
+        )
     by = tuple(settings.pop("by", [IMAGE_PHASH]))
     return dedupe_pool(settings.pop("source"), output, by=by, on_progress=on_progress, **settings)
 
@@ -171,7 +178,7 @@ _LEAST = {
     "image_size": 16, "quality": 1, "samples_per_shard": 1, "processes": 1, "threads": 1,
     "max_drift": 0, "timeout": 1, "per_host": 1, "deadline": 1, "attempts": 1, "max_bytes": 1,
     "samples": 1, "batch_size": 2, "limit": 1,
-    "max_per_entry": 1, "radius": 0, "max_group": 1,
+    "max_per_entry": 1, "radius": 0, "max_group": 1, "clusters": 1,
 }  # fmt: skip
 _ENGINE: dict[str, type] = {"memory": str, "threads": int}
 _KINDS: dict[str, _Kind] = {
@@ -185,10 +192,10 @@ _KINDS: dict[str, _Kind] = {
         _filter,
     ),
     "dedupe": _Kind(
-        frozenset({"source"}),
+        frozenset({"source", "embeddings"}),
         {
             "by": list, "keep": str, "radius": int, "linkage": str, "max_group": int, "flat": str,
-            "normalize": bool, **_ENGINE,
+            "normalize": bool, "epsilon": float, "clusters": int, **_ENGINE,
         },
         frozenset({"source"}),
         _dedupe,
@@ -401,8 +408,7 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
     if does == "filter":
         _check_filter(settings, where)
     if does == "dedupe":
-        chosen = {k: v for k, v in settings.items() if k not in ("source", "keep", *_ENGINE)}
-        check_dedupe(**chosen | {"by": tuple(settings.get("by", [IMAGE_PHASH]))})
+        _check_dedupe(settings, where)
     if does == "decontaminate":
         refuse_settings(settings.get("radius", DEFAULT_RADIUS), settings.get("flat", "exact"))
     if does == "evaluate":
@@ -414,6 +420,21 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
     if does in ("download", "index"):
         check_picture_settings(_picture_settings({**settings}))
     return Stage(name, does, settings)
+
+
+def _check_dedupe(settings: Mapping[str, Any], where: str) -> None:
+    """Check a stage that goes by equal columns and hashes, or by embeddings."""
+    chosen = {k: v for k, v in settings.items() if k not in ("source", "keep", *_ENGINE)}
+    meant = {k: chosen.pop(k) for k in ("embeddings", "epsilon", "clusters") if k in chosen}
+    if not meant:
+        check_dedupe(**chosen | {"by": tuple(settings.get("by", [IMAGE_PHASH]))})
+        return
+    for missing in sorted({"embeddings", "epsilon"} - set(meant)):
+        raise PipelineError(f"{where} needs `{missing}`.")
+    if chosen:
+        names = ", ".join(f"`{name}`" for name in sorted(chosen))
+        raise PipelineError(f"{where}: {names} has no meaning where embeddings are compared.")
+    check_semantic(meant["epsilon"], meant.get("clusters"))
 
 
 def _check_filter(settings: Mapping[str, Any], where: str) -> None:

@@ -40,10 +40,10 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Member:
-    """A row of a group: how far its hash is from that of the row that stays; text and url."""
+    """A row of a group: how far it is from the row that stays, in bits or 1 - cosine; its text."""
 
     id: int
-    distance: int
+    distance: float
     text: str | None
     url: str | None
 
@@ -108,6 +108,30 @@ class DedupeResult:
     chained: int = 0
     farthest: int = 0
     split: int = 0
+
+
+@dataclass(frozen=True)
+class SemanticResult:
+    """What a deduplication by embeddings did.
+
+    ``without_key`` rows have no embedding and stay. ``group_sizes`` is as in ``DedupeResult``;
+    ``by_distance`` maps steps of 1 - cosine, by their upper ends, to rows removed. Of the
+    embeddings ``not_in_pool`` have an id that no row has, ``without_id`` none at all, and
+    ``repeated`` one that had come before.
+    """
+
+    output: Path
+    rows_in: int
+    rows_out: int
+    without_key: int
+    group_sizes: dict[int, int]
+    by_distance: dict[str, int]
+    largest: tuple[DuplicateGroup, ...]
+    clusters: int
+    largest_cluster: int
+    not_in_pool: int
+    without_id: int
+    repeated: int
 
 
 @dataclass(frozen=True)
@@ -201,7 +225,7 @@ def write_rest(
     return digest
 
 
-def figures_of(result: DedupeResult | DecontaminateResult) -> dict[str, Any]:
+def figures_of(result: DedupeResult | SemanticResult | DecontaminateResult) -> dict[str, Any]:
     """Return a result's figures as a manifest has them, without what has its own place there."""
     figures = asdict(result)
     for name in ("output", "rows_in", "rows_out"):
@@ -217,7 +241,7 @@ def file_starts(pool: Source) -> npt.NDArray[np.int64]:
 def describe_groups(
     session: duckdb.DuckDBPyConnection,
     pool: Source,
-    groups: Sequence[tuple[int, int, Sequence[tuple[int, int]]]],
+    groups: Sequence[tuple[int, int, Sequence[tuple[int, float]]]],
 ) -> tuple[DuplicateGroup, ...]:
     """Look up the texts and urls of some groups.
 
@@ -242,7 +266,7 @@ def describe_groups(
         for row in rows.select(ID, *names).fetchall()
     }
 
-    def member(id_: int, distance: int) -> Member:
+    def member(id_: int, distance: float) -> Member:
         known = shown[id_]
         return Member(id_, distance, known.get("text"), known.get("url"))
 
@@ -261,7 +285,7 @@ def write_page_of(directory: Path, name: str, made: Manifest) -> None:
     write_page(
         directory / PAGE,
         "dedupe.html.j2",
-        title=f"Duplicates: {name}" if made.parameters["stage"] == "dedupe" else f"{name}",
+        title=f"Duplicates: {name}" if "dedupe" in made.parameters["stage"] else name,
         made=made,
         sizes=size_bins(made.details.get("group_sizes", {})),
     )
