@@ -19,7 +19,7 @@ from coyo_align.checkpoint import load_checkpoint
 from coyo_align.device import pick_device, torch_threads
 from coyo_align.errors import AlignError
 from coyo_align.input.data import Pairs
-from coyo_align.input.images import preprocess_of
+from coyo_align.input.images import Pixels, preprocess_of
 from coyo_align.input.stream import stream
 from coyo_align.model import Align
 from coyo_align.tokenizer import encode
@@ -129,7 +129,6 @@ class Embedder:
         Raises:
             AlignError: none of them decodes, or an embedding is not a number.
         """
-        feed = self._feed([])
         good, found, digests = [rows[:0]], [], []
         batches = ((batch, None) for batch in cut(rows, self._batch_size))
         with (
@@ -141,8 +140,7 @@ class Embedder:
                 if not len(batch):
                     continue
                 digests += [sha256(picture).digest() for picture in pixels]
-                floats = feed.to_floats(torch.from_numpy(pixels).to(self._place))
-                found.append(self._model.embed_images(floats).cpu().numpy())
+                found.append(self._embed(pixels))
                 good.append(np.array(batch))
                 self._embedded(len(batch))
         if not found:
@@ -150,6 +148,28 @@ class Embedder:
         picture_of, first = number_alike(digests)
         embeddings = finite(np.concatenate(found), "picture")
         return Seen(np.concatenate(good), embeddings, digests, picture_of, first)
+
+    def pixels(self, pixels: Pixels) -> Embeddings:
+        """Embed pictures that are decoded already, (pictures, width).
+
+        Args:
+            pixels: (pictures, height, width, 3) bytes in the geometry of ``preprocess``.
+
+        Raises:
+            AlignError: an embedding is not a number.
+        """
+        with torch_threads(self._threads), torch.inference_mode():
+            return finite(self._embed(pixels), "picture")
+
+    @property
+    def temperature(self) -> float:
+        """What plain ALIGN divides cosines by to get its logits."""
+        return float(self._checkpoint.hf.temperature)
+
+    def _embed(self, pixels: Pixels) -> Embeddings:
+        floats = self._feed([]).to_floats(torch.from_numpy(pixels).to(self._place))
+        embeddings: Embeddings = self._model.embed_images(floats).cpu().numpy()
+        return embeddings
 
     def texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts, (texts, width)."""
