@@ -115,8 +115,11 @@ class Decoder:
         Raises:
             RuntimeError: the child does not start, or the decoder is closed.
         """
-        wish = {"phash_too": phash_too, "faces": faces}
-        return self._ask({"measure": wish}, data, lambda fields, _: _measures(fields, **wish))
+        return self._ask(
+            {"measure": {"phash_too": phash_too, "faces": faces}},
+            data,
+            lambda fields, _: _measures(fields, phash_too, faces),
+        )
 
     def _ask(
         self,

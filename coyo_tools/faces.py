@@ -59,7 +59,8 @@ def load_detector(detector: str) -> _Detect:
 
     cv2.setNumThreads(1)
     if detector == HAAR:
-        cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / _CASCADE))
+        folder = Path(cv2.__file__).with_name("data")
+        cascade = cv2.CascadeClassifier(str(folder / _CASCADE))
 
         def by_cascade(rgb: npt.NDArray[np.uint8]) -> int:
             grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)

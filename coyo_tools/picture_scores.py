@@ -1,4 +1,4 @@
-"""Faces, sizes and hashes of the pictures in shards, measured in child processes that can be killed.
+"""Faces, sizes and hashes of the pictures in shards, measured in processes that can be killed.
 
 What is measured is the stored picture. `coyo download` makes pictures smaller and encodes them
 anew, so width and height are those of the copy, and of 800 hashes one in five moved, by two bits
@@ -42,9 +42,11 @@ class Wish:
     @property
     def columns(self) -> tuple[str, ...]:
         """COYO's names for what is asked for."""
-        asked = (("width", self.sizes), ("height", self.sizes))
-        asked += ((IMAGE_PHASH, self.phash), ("num_faces", bool(self.faces)))
-        return tuple(name for name, wanted in asked if wanted)
+        return (
+            *(("width", "height") if self.sizes else ()),
+            *((IMAGE_PHASH,) if self.phash else ()),
+            *(("num_faces",) if self.faces else ()),
+        )
 
     def dtype(self) -> npt.DTypeLike:
         """Of a record: the hash as a number, and why there is none of it all."""

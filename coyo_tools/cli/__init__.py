@@ -24,6 +24,7 @@ from coyo_tools.cli import (
     pictures,
     pools,
     roads,
+    score,
     shards,
 )
 from coyo_tools.errors import CoyoError, OutputError, StoppedError
@@ -62,7 +63,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, score,
+    roads,
 ):  # fmt: skip
     _group.register(app)
 

@@ -232,7 +232,9 @@ def test_a_tar_replaced_while_training_is_bad_and_no_crash(
     rows = np.concatenate([r.copy() for r, _ in stream(pairs, [(np.arange(36), None)])])
     assert rows.tolist() == [row for row in range(20, 36) if row not in BAD]
     reason = (
-        "its file can't be read" if how == "no file" else "its file has changed since it was indexed"
+        "its file can't be read"
+        if how == "no file"
+        else "its file has changed since it was indexed"
     )
     assert pairs.skipped == {reason: 20, "picture does not decode": 3}
 

@@ -86,7 +86,7 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
             the hub hasn't it.
     """
     directory = locate(model)
-    _check(directory, ALIGN)
+    expect_kind(directory, ALIGN)
     _has_tokenizer(directory)
     with _loading(directory, ALIGN):
         hf, loading = AlignModel.from_pretrained(directory, **_WEIGHTS)
@@ -118,7 +118,7 @@ def load_classifier(model: str | Path, classes: int | None = None) -> Classifier
             no classes, or the hub hasn't it.
     """
     directory = locate(model)
-    _check(directory, VIT)
+    expect_kind(directory, VIT)
     wanted = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with _loading(directory, VIT):
         hf, loading = ViTForImageClassification.from_pretrained(directory, **wanted, **_WEIGHTS)
@@ -148,7 +148,7 @@ def load_clip(model: str | Path) -> Clip:
             tokenizer doesn't end texts as its text tower expects, or the hub hasn't it.
     """
     directory = locate(model)
-    _check(directory, CLIP)
+    expect_kind(directory, CLIP)
     _has_tokenizer(directory)
     with _loading(directory, CLIP):
         hf, loading = CLIPModel.from_pretrained(directory, **_WEIGHTS)
@@ -160,7 +160,9 @@ def load_clip(model: str | Path) -> Clip:
     text = hf.config.text_config
     last = tokenizer("")["input_ids"][-1:]
     # 2 is what older configs have for all; the text tower then looks for the highest token.
-    if not last or last[0] != (tokenizer.eos_token_id if text.eos_token_id == 2 else text.eos_token_id):
+    if not last or last[0] != (
+        tokenizer.eos_token_id if text.eos_token_id == 2 else text.eos_token_id
+    ):
         raise AlignError(
             f"The tokenizer in {directory} ends a text with token {last}, but the text tower looks "
             f"for {text.eos_token_id}. Give the tokenizer that the checkpoint was trained with."
@@ -216,7 +218,7 @@ def kind_of(directory: Path) -> str:
     return kind
 
 
-def _check(directory: Path, kind: str) -> None:
+def expect_kind(directory: Path, kind: str) -> None:
     """Raise ``AlignError`` unless a model of this kind is there, in safetensors."""
     if (found := kind_of(directory)) != kind:
         raise AlignError(

@@ -256,16 +256,19 @@ def preprocess_of(processor: Any, *, fast: bool = False) -> Preprocess:
     if crop is not None and getattr(processor, "do_center_crop", False):
         cut = (crop.height, crop.width)
     shorter = getattr(size, "shortest_edge", None) if cut is not None else None
-    squashed = bool(size and size.height and size.width)
-    if not getattr(processor, "do_resize", False) or not (squashed or shorter):
+    resize, keep_ratio = None, False
+    if size is not None and size.height and size.width:
+        resize = (size.height, size.width)
+    elif shorter:
+        resize, keep_ratio = (shorter, shorter), True
+    if resize is None or not getattr(processor, "do_resize", False):
         raise AlignError(
             f"The image processor {name} resizes to {size}, do_resize="
             f"{getattr(processor, 'do_resize', None)}. All pictures must come out in one size: "
             "save the checkpoint with do_resize and a size of height and width, or one of "
             "shortest_edge with do_center_crop."
         )
-    resize = (size.height, size.width) if squashed else (shorter, shorter)
-    geometry = Geometry(resize, int(processor.resample), cut, fast, keep_ratio=not squashed)
+    geometry = Geometry(resize, int(processor.resample), cut, fast, keep_ratio)
 
     def run(picture: Image.Image) -> NDArray[np.float64]:
         values = processor(picture, return_tensors="np")["pixel_values"][0]
@@ -280,7 +283,7 @@ def preprocess_of(processor: Any, *, fast: bool = False) -> Preprocess:
     if seen.shape != ours.shape or np.abs(seen - ours).max() > np.abs(scale).max() / 2:
         raise AlignError(
             f"The image processor {name} does more to a picture than resize to {geometry.resize}, "
-            f"crop to {cut}, rescale and normalise. Give a checkpoint with the kind of processor that "
-            "the published ones have."
+            f"crop to {cut}, rescale and normalise. Give a checkpoint with the kind of processor "
+            "that the published ones have."
         )
     return Preprocess(geometry, tuple(scale.tolist()), tuple(offset.tolist()))

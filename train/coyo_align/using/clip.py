@@ -74,5 +74,7 @@ class ClipEmbedder:
     def _feed(self, texts: Sequence[str]) -> Feed:
         tokenizer = self._clip.tokenizer
         # What stands behind a text is never looked at: attention goes backwards only.
-        pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        pad_id = (
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
         return Feed(encode(tokenizer, texts), self.preprocess, pad_id, self._place)

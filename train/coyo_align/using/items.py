@@ -31,9 +31,7 @@ def picture_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise AlignError(f"{folder} is not a directory. Give a folder of pictures.")
     found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix[1:].lower() in PICTURES and path.is_file()
+        path for path in folder.rglob("*") if path.suffix[1:].lower() in PICTURES and path.is_file()
     )
     if not found:
         raise AlignError(f"{folder} holds no picture: no file ends in .{', .'.join(PICTURES)}.")

@@ -135,6 +135,6 @@ def _score(
     good = np.flatnonzero(codes == GOOD)
     if len(good):
         vectors = towers.pixels(pixels[np.searchsorted(there, good)])
-        captions = towers.texts([" ".join((said[row] or "").split()) for row in good])
+        captions = towers.texts([" ".join((said[row] or "").split()) for row in good.tolist()])
         found[good] = np.einsum("ij,ij->i", vectors, captions)
     return Scored(found, codes)
