@@ -1,4 +1,4 @@
-"""Loose pictures go the way of those in shards, and a model is known by what decides its answers."""
+"""Loose pictures go the way of those in shards; a model is known by what decides its answers."""
 
 import shutil
 from contextlib import closing
@@ -57,7 +57,7 @@ def test_pixels_are_those_of_pictures_in_shards_and_losses_are_counted(folder: P
 
 
 def test_nothing_readable_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(AlignError, match="None of 1 pictures can be read: .*gone.jpg"):
+    with pytest.raises(AlignError, match=r"None of 1 pictures can be read: .*gone\.jpg"):
         file_pairs([tmp_path / "gone.jpg"], PREPROCESS)
 
 
@@ -74,7 +74,7 @@ def test_a_copy_has_the_same_fingerprint_and_any_change_another(
     assert fingerprint_of(copy) != first
     shutil.copy(trained.run / "model.safetensors", copy)
     assert fingerprint_of(copy) == first
-    (copy / "preprocessor_config.json").unlink()
+    (copy / "processor_config.json").unlink()
     assert fingerprint_of(copy) != first
     with pytest.raises(AlignError, match=r"no config\.json"):
         fingerprint_of(tmp_path)

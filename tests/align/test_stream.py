@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from coyo_align.errors import AlignError
 from coyo_align.input.data import Pairs, load_pairs
@@ -149,8 +150,8 @@ def test_an_array_holds_until_the_next_batch_but_one(shards: Path, in_tars: Load
 
 
 def children() -> set[int]:
-    own = Path(f"/proc/{os.getpid()}/task")
-    return {int(c) for task in own.iterdir() for c in (task / "children").read_text().split()}
+    # Not /proc/self/task/*/children, which is right only while no child comes or goes (proc(5)).
+    return {child.pid for child in psutil.Process().children()}
 
 
 def test_closing_early_ends_threads_and_processes(shards: Path, in_tars: Load) -> None:
