@@ -99,6 +99,8 @@ def _set_up(connection: duckdb.DuckDBPyConnection, source: Source, writable: lis
     pool_relation(connection, source).create_view("pool")
     pool_relation(connection, source, placed=True).create_view("placed_pool")
     connection.execute(read_sql("macros.sql"))  # one of them reads the pool
+    # It would be drawn on stdout, into what is printed there, when a stream of rows is read slowly.
+    connection.execute("SET enable_progress_bar = false")
     connection.execute("SET allowed_paths = $paths", {"paths": _engine_paths(source)})
     connection.execute("SET allowed_directories = $directories", {"directories": writable})
     connection.execute("SET enable_external_access = false")

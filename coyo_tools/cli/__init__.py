@@ -15,6 +15,7 @@ import typer
 from coyo_tools import __version__
 from coyo_tools.cli import (
     balance,
+    classify,
     curate,
     dedupe,
     evaluate,
@@ -63,8 +64,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, score,
-    roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, classify,
+    score, roads,
 ):  # fmt: skip
     _group.register(app)
 
