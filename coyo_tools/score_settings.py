@@ -16,6 +16,8 @@ _CLIPS = {
 }  # fmt: skip
 _MODELLED = (ALIGN_SIMILARITY, *_CLIPS.values())
 _TOKENIZERS = {"bert_tokenizer": "num_tokens_bert", "gpt_tokenizer": "num_tokens_gpt"}
+SCORERS = ("model", *_CLIPS, *_TOKENIZERS)
+"""The settings that name a model or a tokenizer."""
 
 
 @dataclass(frozen=True)
