@@ -21,17 +21,18 @@ import polars as pl
 from coyo_align.scoring.bootstrap import auc, interval
 
 HELD_OUT = "('american-government', 'introduction-sociology', 'psychology')"
-TRAINING = (
-    "--samples 40000 --label-smoothing 0.1 --smallest-crop 0.3 --masked-tokens 0.3 "
-    "--weight-decay 1.0"
-).split()  # docs/openstax.md's
+TRAINING = (  # docs/openstax.md's
+    *("--samples", 40_000, "--label-smoothing", 0.1, "--smallest-crop", 0.3),
+    *("--masked-tokens", 0.3, "--weight-decay", 1.0),
+)
 
 
 def coyo(work: Path, output: str, *arguments: object) -> Path:
     """Run a command that makes ``output``, unless that is there."""
     if not (work / output).exists():
         command = [sys.executable, "-c", "from coyo_tools.cli import main; main()"]
-        subprocess.run([*command, *map(str, arguments), "-o", output], cwd=work, check=True)
+        command += [*map(str, arguments), "-o", output]
+        subprocess.run(command, cwd=work, check=True, stdout=sys.stderr)
     return work / output
 
 
