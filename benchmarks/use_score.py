@@ -44,9 +44,10 @@ def make(work: Path, rows: int) -> None:
     for number in range(_DIFFERENT):
         data, _ = draw(0, number)
         with Image.open(io.BytesIO(data)) as picture:
-            picture.thumbnail((256, 256))
+            small = picture.convert("RGB")
+            small.thumbnail((256, 256))
             stream = io.BytesIO()
-            picture.save(stream, "JPEG", quality=90)
+            small.save(stream, "JPEG", quality=90)
             pictures.append(stream.getvalue())
     random = np.random.default_rng(0)
     texts = [" ".join(some) for some in random.choice(_WORDS, (rows, 10)).tolist()]
