@@ -30,7 +30,7 @@ _BEGUN = "begun.json"
 FORMAT = 1
 # What a write says when there is no room: the disk's, a quota's, a limit on the size of a file.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DATA_SUFFIXES = frozenset({".parquet", ".tar", ".safetensors", ".json", ".jsonl"})
+_DATA_SUFFIXES = frozenset({".parquet", ".tar", ".safetensors", ".json", ".jsonl", ".npy"})
 _LIBRARIES = (
     "duckdb", "sqlglot", "polars", "pyarrow", "img2dataset", "imagehash", "pillow", "numpy",
     "torch", "transformers",

@@ -27,6 +27,7 @@ from coyo_tools.dedupe import (
     refuse_settings,
 )
 from coyo_tools.download import EVERY_NETWORK, DownloadSettings, Pace, download_pictures
+from coyo_tools.embedding import EmbedSettings, embed_data
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.evaluating import EvaluateSettings, evaluate_run
 from coyo_tools.filter import filter_pool
@@ -161,6 +162,13 @@ def _evaluate_settings(settings: Mapping[str, Any]) -> EvaluateSettings:
     return EvaluateSettings(**{**settings, **paths, "templates": templates})
 
 
+def _embed(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    run, data = settings.pop("run"), Path(settings.pop("data"))
+    subset = settings.pop("subset", None)
+    chosen = EmbedSettings(**settings)
+    return embed_data(run, data, output, chosen, subset=subset, on_progress=on_progress)
+
+
 def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
     names = ("image_size", "quality", "resize")
     return PictureSettings(**{name: settings.pop(name) for name in names if name in settings})
@@ -255,6 +263,15 @@ _KINDS: dict[str, _Kind] = {
         },
         frozenset({"source"}),
         _score,
+    ),
+    "embed": _Kind(
+        frozenset({"run", "data", "subset"}),
+        {
+            "only": str, "raw": bool, "hidden_states": bool, "precision": str, "batch_size": int,
+            "part_rows": int, "device": str, "threads": int, "workers": int,
+        },
+        frozenset({"run", "data"}),
+        _embed,
     ),
 }  # fmt: skip
 
@@ -417,6 +434,9 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
         apart = ("source", "data", *_ENGINE)
         chosen = {k: v for k, v in settings.items() if k not in apart}
         _score_settings(chosen).check(with_shards="data" in settings)
+    if does == "embed":
+        chosen = {k: v for k, v in settings.items() if k not in kind.paths}
+        EmbedSettings(**chosen).check()
     if does in ("download", "index"):
         check_picture_settings(_picture_settings({**settings}))
     return Stage(name, does, settings)

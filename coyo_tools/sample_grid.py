@@ -8,7 +8,7 @@ system has; letters that no font has become boxes.
 import functools
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -57,7 +57,7 @@ def draw_grid(samples: Sequence[DrawnSample], path: Path) -> int:
     """
     columns = max(1, min(len(samples), math.ceil(math.sqrt(1.5 * len(samples)))))
     with PictureWorkers(PictureSettings(_SIDE, 95), min(available_cores(), columns)) as workers:
-        results = list(workers.decode(_encoded(samples)))
+        results = list(workers.decode((sample, read_picture(sample)) for sample in samples))
     rows = [results[first : first + columns] for first in range(0, len(results), columns)]
     heights = [max(_height(result) for _, result in row) for row in rows]
     width = _GAP + columns * (_SIDE + _GAP)
@@ -75,12 +75,18 @@ def draw_grid(samples: Sequence[DrawnSample], path: Path) -> int:
     return sum(isinstance(result, Picture) for _, result in results)
 
 
-def _encoded(samples: Sequence[DrawnSample]) -> Iterator[tuple[DrawnSample, bytes | Refusal]]:
-    for sample in samples:
-        if sample.picture.size > _LARGEST_FILE:
-            yield sample, Refusal("too large", f"{sample.picture.size:,} bytes")
-        else:
-            yield sample, read_file(sample.tar, sample.picture)
+def read_picture(sample: DrawnSample) -> bytes | Refusal:
+    """Return a sample's picture as it is stored, or why there is none."""
+    if sample.tar is None:
+        return Refusal("no picture", "")
+    if sample.picture.size > _LARGEST_FILE:
+        return Refusal("too large", f"{sample.picture.size:,} bytes")
+    if not sample.tar.is_file():  # a pipe would be waited for
+        return Refusal("file is gone", str(sample.tar))
+    try:
+        return read_file(sample.tar, sample.picture)
+    except OSError as error:
+        return Refusal("unreadable file", f"{sample.tar}: {error.strerror}")
 
 
 def _height(result: Picture | Refusal) -> int:

@@ -58,10 +58,10 @@ class ColumnUse:
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """A sample drawn by lot: where its picture lies, and its caption's beginning."""
+    """A sample to be shown: where its picture lies, if it has one, and its caption's beginning."""
 
     key: str
-    tar: Path
+    tar: Path | None
     picture: TarFile
     caption: str
 

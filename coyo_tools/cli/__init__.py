@@ -18,6 +18,7 @@ from coyo_tools.cli import (
     classify,
     curate,
     dedupe,
+    embed,
     evaluate,
     filtering,
     look,
@@ -26,6 +27,7 @@ from coyo_tools.cli import (
     pools,
     roads,
     score,
+    search,
     shards,
 )
 from coyo_tools.errors import CoyoError, OutputError, StoppedError
@@ -65,7 +67,7 @@ def _options(
 
 for _group in (
     pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, classify,
-    score, roads,
+    embed, search, score, roads,
 ):  # fmt: skip
     _group.register(app)
 

@@ -17,6 +17,8 @@ Part = Literal["image", "text", "batchnorm"]
 Loss = Literal["infonce", "siglip"]
 Schedule = Literal["cosine", "linear"]
 Precision = Literal["bf16", "fp32"]
+Output = Literal["embeddings", "raw", "hidden"]
+"""Of the towers: unit vectors, the same before they are normalised, or before the projection."""
 
 MAX_TOKENS = 64
 """Captions are cut here: ALIGN's own text length, and what AlignProcessor pads to."""

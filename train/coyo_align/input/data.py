@@ -94,6 +94,8 @@ def load_pairs(
     threads: int | None = None,
     fields: Sequence[str] = (),
     need_caption: bool = True,
+    need_picture: bool = True,
+    in_memory: int = _IN_MEMORY,
     on_load: OnLoad | None = None,
 ) -> Pairs:
     """The pairs of a shards directory, in the order of the tars.
@@ -108,6 +110,8 @@ def load_pairs(
         threads: None for one per core.
         fields: names of json fields to keep; "key" is the sample's key, "cls" the text of its .cls.
         need_caption: leave out samples without a caption; else theirs is empty.
+        need_picture: leave out samples without a picture; else no picture can be read.
+        in_memory: bytes of pixels up to which all are decoded at once, where there is no cache.
         on_load: progress.
 
     Raises:
@@ -120,7 +124,13 @@ def load_pairs(
     wanted = None if ids is None else read_ids(ids)
     started = time.perf_counter()
     index = build_index(
-        shards, wanted, fields, need_caption, workers, lambda share: tell(0, _INDEX_SHARE * share)
+        shards,
+        wanted,
+        fields,
+        need_caption,
+        workers,
+        lambda share: tell(0, _INDEX_SHARE * share),
+        need_picture=need_picture,
     )
     indexed = time.perf_counter()
     if not len(index):
@@ -135,7 +145,7 @@ def load_pairs(
         pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
         decoded_now = built
         images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
-    elif len(index) * row_bytes(geometry) <= _IN_MEMORY:
+    elif need_picture and len(index) * row_bytes(geometry) <= in_memory:
         images, codes = _in_memory(index, geometry, workers, decoded)
     else:
         images, codes = InTars(index, geometry, workers), np.full(len(index), GOOD, np.uint8)

@@ -74,6 +74,8 @@ def build_index(
     need_caption: bool,
     workers: int,
     on_read: Callable[[float], None],
+    *,
+    need_picture: bool = True,
 ) -> Index:
     """Read the headers of all tars.
 
@@ -84,6 +86,7 @@ def build_index(
         need_caption: leave out samples without a caption.
         workers: processes at most.
         on_read: called with the share of the tars' bytes read, 0 to 1.
+        need_picture: leave out samples without a picture; else their ``size`` is -1.
 
     Raises:
         AlignError: there are no shards.
@@ -107,6 +110,8 @@ def build_index(
         lacks = table["lacks"]
         if not need_caption:
             lacks = pc.if_else(pc.less(table["size"], 0), NO_PICTURE, USABLE)
+        if not need_picture:
+            lacks = pc.if_else(pc.equal(lacks, NO_PICTURE), USABLE, lacks)
         for reason, words in LACKS.items():
             if count := pc.sum(pc.equal(lacks, reason)).as_py():
                 skipped[words] += count

@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 from coyo_align.batch import Feed, cut
 from coyo_align.checkpoint import ALIGN, VIT, kind_of, load_classifier, locate
 from coyo_align.device import pick_device, torch_threads
-from coyo_align.embed import Embedder
+from coyo_align.embed import Embedder, why_bad
 from coyo_align.errors import AlignError
-from coyo_align.input.decode_worker import REASONS
 from coyo_align.input.images import Pixels, Preprocess, preprocess_of
-from coyo_align.input.pictures import InTars
 from coyo_align.input.stream import stream
 from coyo_align.scoring.labels import read_labels
 from coyo_align.scoring.templates import DEFAULT_TEMPLATE, class_vectors, fill
 from coyo_align.tokenizer import TokenRows
-from coyo_align.using.items import TOO_LONG, UNREADABLE, file_pairs, picture_files
+from coyo_align.using.items import file_pairs, picture_files, why_unusable
 
 Probabilities = NDArray[np.float32]
 
@@ -160,9 +158,7 @@ def _run(
 ) -> Classified:
     pairs = file_pairs(files, preprocess, workers)
     keys = [Path(key) for key in pairs.fields["key"]]
-    refused = {
-        path: TOO_LONG if _opens(path) else UNREADABLE for path in set(files).difference(keys)
-    }
+    refused = {path: why for path in files if (why := why_unusable(path))}
     good, found = [], []
     batches = ((rows, None) for rows in cut(np.arange(len(keys)), batch_size))
     with closing(stream(pairs, batches)) as seen:
@@ -170,8 +166,7 @@ def _run(
             if len(rows):
                 good += [keys[row] for row in rows]
                 found.append(logits_of(pixels))
-    bad = pairs.images.bad if isinstance(pairs.images, InTars) else {}
-    refused |= {keys[row]: REASONS[code] for row, code in bad.items()}
+    refused |= {keys[row]: why for row, why in why_bad(pairs, range(len(pairs))).items()}
     if not found:
         first = [f"{path}: {refused[path]}" for path in files[:_NAMED]]
         more = f", and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
@@ -192,11 +187,3 @@ def _run(
 
 
 _NAMED = 3
-
-
-def _opens(path: Path) -> bool:
-    try:
-        path.open("rb").close()
-    except OSError:
-        return False
-    return True
