@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar
 
-from coyo_tools.pictures import MAX_PIXELS, Picture, PictureSettings, Refusal
+from coyo_tools.pictures import MAX_PIXELS, Measures, Picture, PictureSettings, Refusal
 
 SECONDS = 30.0
 
@@ -106,6 +106,20 @@ class Decoder:
         """
         count = 8 if turns else 1
         return self._ask({"turns": turns}, data, lambda fields, _: _hashes(fields, count))
+
+    def measure(
+        self, data: bytes | Path, *, phash_too: bool = False, faces: str | None = None
+    ) -> Measures | Refusal:
+        """Measure one picture, or say why not; see ``decoding.measure_picture``.
+
+        Raises:
+            RuntimeError: the child does not start, or the decoder is closed.
+        """
+        return self._ask(
+            {"measure": {"phash_too": phash_too, "faces": faces}},
+            data,
+            lambda fields, _: _measures(fields, phash_too, faces),
+        )
 
     def _ask(
         self,
@@ -293,6 +307,18 @@ def _picture(fields: dict[str, Any], jpeg: bytes) -> Picture:
     )
 
 
+def _measures(fields: dict[str, Any], phash_too: bool, faces: str | None) -> Measures:
+    found = fields.get("num_faces")
+    if faces and not (type(found) is int and 0 <= found <= MAX_PIXELS):
+        raise _WrongAnswerError
+    return Measures(
+        width=_number(fields.get("width"), MAX_PIXELS),
+        height=_number(fields.get("height"), MAX_PIXELS),
+        image_phash=_hash(fields.get("image_phash")) if phash_too else None,
+        num_faces=found if faces else None,
+    )
+
+
 def _hash(said: Any) -> str:
     if not isinstance(said, str) or not _HASH.fullmatch(said):
         raise _WrongAnswerError
@@ -316,7 +342,7 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
-    from coyo_tools.decoding import decode_picture, hash_picture
+    from coyo_tools.decoding import decode_picture, hash_picture, measure_picture
     from coyo_tools.resample import compile_now
 
     compile_now()
@@ -334,6 +360,8 @@ def _serve() -> None:
         _end_with_parent(True)
         if "settings" in wish:
             made: Any = decode_picture(data, PictureSettings(**wish["settings"]))
+        elif "measure" in wish:
+            made = measure_picture(data, **wish["measure"])
         else:
             made = hash_picture(data, turns=wish["turns"])
         _end_with_parent(False)
@@ -342,6 +370,8 @@ def _serve() -> None:
         elif isinstance(made, Picture):
             fields = {name: value for name, value in vars(made).items() if name != "jpeg"}
             _answer(answers, fields, made.jpeg)
+        elif isinstance(made, Measures):
+            _answer(answers, vars(made))
         else:
             _answer(answers, {"hashes": made})
 

@@ -3,7 +3,7 @@
 A picture from the web may be cut short, claim a billion pixels, or be built to hang or crash its
 decoder. Here it is refused with a reason where that can be told; that it can't do harm beyond its
 process is ``decoder``'s affair. What comes out is always a fresh RGB JPEG: no metadata, no
-stranger's bytes. Strangers' bytes meet no library but Pillow.
+stranger's bytes; or measures of the picture. Strangers' bytes meet no library but Pillow.
 """
 
 import io
@@ -15,8 +15,16 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from coyo_tools.faces import count_faces
 from coyo_tools.phash import phash, turned_phashes
-from coyo_tools.pictures import FORMATS, MAX_PIXELS, Picture, PictureSettings, Refusal
+from coyo_tools.pictures import (
+    FORMATS,
+    MAX_PIXELS,
+    Measures,
+    Picture,
+    PictureSettings,
+    Refusal,
+)
 from coyo_tools.resample import shrink
 
 # What a JPEG's header can say, and libjpeg writes.
@@ -50,6 +58,26 @@ def hash_picture(data: bytes | Path, *, turns: bool = False) -> tuple[str, ...] 
     With ``turns`` the hashes of all of ``phash.TURNS`` come, in their order; else one.
     """
     return _decode(data, lambda image, _: turned_phashes(image) if turns else (phash(image),))
+
+
+def measure_picture(
+    data: bytes | Path, *, phash_too: bool = False, faces: str | None = None
+) -> Measures | Refusal:
+    """Decode one picture and measure it, or say why not.
+
+    Args:
+        data: the file or its bytes.
+        phash_too: hash it as COYO does.
+        faces: the detector that counts faces, see ``faces``; None for no count.
+    """
+
+    def make(image: Image.Image, _: bytes) -> Measures:
+        width, height = image.size
+        hashed = phash(image) if phash_too else None
+        found = count_faces(ImageOps.exif_transpose(image), faces) if faces else None
+        return Measures(width, height, hashed, found)
+
+    return _decode(data, make)
 
 
 def _decode(

@@ -99,6 +99,8 @@ def _set_up(connection: duckdb.DuckDBPyConnection, source: Source, writable: lis
     pool_relation(connection, source).create_view("pool")
     pool_relation(connection, source, placed=True).create_view("placed_pool")
     connection.execute(read_sql("macros.sql"))  # one of them reads the pool
+    # It would be drawn on stdout, into what is printed there, when a stream of rows is read slowly.
+    connection.execute("SET enable_progress_bar = false")
     connection.execute("SET allowed_paths = $paths", {"paths": _engine_paths(source)})
     connection.execute("SET allowed_directories = $directories", {"directories": writable})
     connection.execute("SET enable_external_access = false")
@@ -262,17 +264,26 @@ def write_parts(
         kept: says of the rows from one place up to another which are written; default all.
     """
     reader = relation.to_arrow_reader(ROW_GROUP_ROWS)
-    columns = [field.name for field in reader.schema if _repeats(field.type)]
+    return write_batches(
+        reader.schema, reader if kept is None else _thinned(reader, kept), directory
+    )
+
+
+def write_batches(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], directory: Path
+) -> list[Path]:
+    """Write a stream of rows as ``write_parts`` does."""
+    columns = [field.name for field in schema if _repeats(field.type)]
     parts: list[Path] = []
     writer: pq.ParquetWriter | None = None
     try:
-        for group in _groups(reader if kept is None else _thinned(reader, kept)):
+        for group in _groups(batches):
             if writer is None:
                 parts.append(directory / f"part-{len(parts):05d}.parquet")
                 sink = pa.OSFile(str(parts[-1]), "wb")
                 writer = pq.ParquetWriter(
                     sink,
-                    reader.schema,
+                    schema,
                     compression="zstd",
                     compression_level=ZSTD_LEVEL,
                     use_dictionary=columns,
@@ -284,7 +295,7 @@ def write_parts(
                 writer = None
         if writer is None and not parts:  # no rows: a part that says so
             parts.append(directory / "part-00000.parquet")
-            pq.write_table(reader.schema.empty_table(), parts[-1])
+            pq.write_table(schema.empty_table(), parts[-1])
     finally:
         if writer is not None:
             writer.close()

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from coyo_tools.decoder import SECONDS, Decoder
-from coyo_tools.pictures import Picture, PictureSettings, Refusal, check_picture_settings
+from coyo_tools.pictures import Measures, Picture, PictureSettings, Refusal, check_picture_settings
 
 Key = TypeVar("Key")
 Made = TypeVar("Made")
@@ -60,6 +60,18 @@ class PictureWorkers:
     ) -> Iterator[tuple[Key, tuple[str, ...] | Refusal]]:
         """Hash pictures, in order, as ``decode`` decodes them; see ``Decoder.hash``."""
         return self._run(items, lambda decoder, data: decoder.hash(data, turns=turns))
+
+    def measure(
+        self,
+        items: Iterable[tuple[Key, bytes | Path | Refusal]],
+        *,
+        phash_too: bool = False,
+        faces: str | None = None,
+    ) -> Iterator[tuple[Key, Measures | Refusal]]:
+        """Measure pictures, in order, as ``decode`` decodes them; see ``Decoder.measure``."""
+        return self._run(
+            items, lambda decoder, data: decoder.measure(data, phash_too=phash_too, faces=faces)
+        )
 
     def _run(
         self,

@@ -55,6 +55,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Measures:
+    """What is to be seen of a picture without storing it anew; None is what was not asked for.
+
+    ``width``, ``height`` and ``image_phash`` are those of the file as it is, ``num_faces`` is
+    counted in the picture turned upright.
+    """
+
+    width: int
+    height: int
+    image_phash: str | None = None
+    num_faces: int | None = None
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why there is no picture: a short reason to count by, and the details of this one."""
 

@@ -39,6 +39,8 @@ from coyo_tools.pictures import PictureSettings, check_picture_settings
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.recipe import load_recipe
 from coyo_tools.report import ReportStage, write_report
+from coyo_tools.score import score_pool
+from coyo_tools.score_settings import SCORERS, ScoreSettings
 from coyo_tools.selection import Selection, predicate
 from coyo_tools.source import READABLE_KINDS, open_source
 from coyo_tools.training import TrainSettings, train_model
@@ -149,6 +151,18 @@ def _evaluate(settings: dict[str, Any], output: Path, on_progress: Progress) -> 
     return evaluate_run(run, data, chosen, subset=subset, output=output, on_progress=on_progress)
 
 
+def _score(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    source, data = settings.pop("source"), settings.pop("data", None)
+    engine = {name: settings.pop(name) for name in _ENGINE if name in settings}
+    shards = None if data is None else Path(data)
+    chosen = _score_settings(settings)
+    return score_pool(source, output, chosen, shards=shards, on_progress=on_progress, **engine)
+
+
+def _score_settings(settings: Mapping[str, Any]) -> ScoreSettings:
+    return ScoreSettings(**{**settings, "replace": tuple(settings.get("replace", ()))})
+
+
 def _evaluate_settings(settings: Mapping[str, Any]) -> EvaluateSettings:
     paths = {name: Path(settings[name]) for name in ("captions", "gallery") if name in settings}
     templates = tuple(settings.get("templates", ()))
@@ -248,6 +262,15 @@ _KINDS: dict[str, _Kind] = {
         },
         frozenset({"run", "data"}),
         _evaluate,
+    ),
+    "score": _Kind(
+        frozenset({"source", "data", *SCORERS}),
+        {
+            "faces": str, "sizes": bool, "phash": bool, "text": bool, "replace": list,
+            "batch_size": int, "device": str, "processes": int, **_ENGINE,
+        },
+        frozenset({"source"}),
+        _score,
     ),
     "embed": _Kind(
         frozenset({"run", "data", "subset"}),
@@ -414,6 +437,10 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
     if does == "evaluate":
         inputs = ("run", "data", "subset")
         _evaluate_settings({k: v for k, v in settings.items() if k not in inputs}).check()
+    if does == "score":
+        apart = ("source", "data", *_ENGINE)
+        chosen = {k: v for k, v in settings.items() if k not in apart}
+        _score_settings(chosen).check(with_shards="data" in settings)
     if does == "embed":
         chosen = {k: v for k, v in settings.items() if k not in kind.paths}
         EmbedSettings(**chosen).check()

@@ -25,12 +25,17 @@ from coyo_tools.errors import CoyoError, OutputError, SourceError
 from coyo_tools.evaluation import EVALUATION_ROLE, evaluation_fingerprint
 from coyo_tools.filter import filter_pool
 from coyo_tools.manifest import IdDigest, Manifest, library_versions, read_manifest
+from coyo_tools.score import score_pool
+from coyo_tools.score_settings import SHARDS_ROLE, ScoreSettings, input_fingerprint, is_source
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source
 from coyo_tools.vectors import open_vectors
 
 # Those that decide which rows there are and how they lie in a file.
-_DECIDING = ("coyo-tools", "duckdb", "polars", "pyarrow", "sqlglot", "imagehash", "pillow")
+_DECIDING = (
+    "coyo-tools", "duckdb", "polars", "pyarrow", "sqlglot", "imagehash", "pillow", "torch",
+    "transformers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,8 @@ def _fingerprint(role: str, path: str) -> str:
         return evaluation_fingerprint(path)
     if role == EMBEDDINGS_ROLE:
         return open_vectors(Path(path)).as_input(role).fingerprint
+    if is_source(role):
+        return input_fingerprint(role, path)
     return open_source(path).fingerprint
 
 
@@ -279,6 +286,22 @@ def _replay_balance(
     )
 
 
+def _replay_score(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    asked = {name: value for name, value in manifest.parameters.items() if name != "stage"}
+    shards = next((item.path for item in manifest.inputs if item.role == SHARDS_ROLE), None)
+    settings = ScoreSettings(**asked | {"replace": tuple(asked["replace"])})
+    score_pool(
+        pool,
+        output,
+        settings,
+        shards=None if shards is None else Path(shards),
+        memory=memory,
+        threads=threads,
+    )
+
+
 _Replay = Callable[[Manifest, str, Path, str | None, int | None], None]
 _REPLAYS: dict[str, _Replay] = {
     "filter": _replay_filter,
@@ -286,4 +309,5 @@ _REPLAYS: dict[str, _Replay] = {
     SEMANTIC_STAGE: _replay_semantic,
     "decontaminate": _replay_decontaminate,
     "balance": _replay_balance,
+    "score": _replay_score,
 }

@@ -15,6 +15,7 @@ import typer
 from coyo_tools import __version__
 from coyo_tools.cli import (
     balance,
+    classify,
     curate,
     dedupe,
     embed,
@@ -25,6 +26,7 @@ from coyo_tools.cli import (
     pictures,
     pools,
     roads,
+    score,
     search,
     shards,
 )
@@ -64,8 +66,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, embed,
-    search, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, classify,
+    embed, search, score, roads,
 ):  # fmt: skip
     _group.register(app)
 

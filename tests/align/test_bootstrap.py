@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from coyo_align.scoring.bootstrap import class_mean, interval, median, share, share_interval
+from coyo_align.scoring.bootstrap import auc, class_mean, interval, median, share, share_interval
 from numpy.typing import NDArray
 
 PICTURES, CAPTIONS = 300, 5
@@ -92,3 +92,23 @@ def test_the_median_is_the_middle_of_what_was_drawn() -> None:
     ranks = np.asarray([9, 1, 5])
     weights = np.asarray([[1.0, 1, 1], [3, 1, 1], [0, 2, 1], [0, 1, 1]])
     assert median(ranks)(weights).tolist() == [5, 9, 1, 1]
+
+
+def test_auc_counts_pairs_and_halves_ties(random: np.random.Generator) -> None:
+    scores = random.integers(0, 6, 60).astype(np.float64)
+    positive = random.random(60) < 0.4
+    weights = random.integers(0, 4, (3, 60)).astype(np.float64)
+    wanted = []
+    for row in weights:
+        above = scores[positive, None] > scores[None, ~positive]
+        level = scores[positive, None] == scores[None, ~positive]
+        pairs = row[positive, None] * row[None, ~positive]
+        wanted.append((pairs * (above + level / 2)).sum() / pairs.sum())
+    assert np.allclose(auc(scores, positive)(weights), wanted)
+
+
+def test_auc_of_scores_that_tell_nothing_is_a_half() -> None:
+    positive = np.arange(10) < 5
+    assert auc(np.zeros(10), positive)(np.ones((1, 10)))[0] == 0.5
+    assert auc(np.arange(10.0), ~positive)(np.ones((1, 10)))[0] == 1.0
+    assert auc(np.arange(10.0), positive)(np.eye(10)[:1])[0] == 0.5  # no negative was drawn

@@ -1,8 +1,8 @@
 """Hugging Face directories in and out: weights as safetensors, processor and tokenizer beside them.
 
 A pickle file runs code when it is opened, so only safetensors are read, and no code that a
-directory brings along is trusted. Of two kinds of model: ALIGN, and ViT with a classifier. Left
-out: the state of a run that goes on, which is ``state``'s.
+directory brings along is trusted. Of three kinds of model: ALIGN, ViT with a classifier, and CLIP,
+which is read only. Left out: the state of a run that goes on, which is ``state``'s.
 """
 
 import json
@@ -20,6 +20,8 @@ from transformers import (
     AlignModel,
     AlignProcessor,
     AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPModel,
     EfficientNetImageProcessorPil,
     PreTrainedTokenizerBase,
     ViTForImageClassification,
@@ -50,9 +52,18 @@ class Classifier:
     image_processor: ViTImageProcessorPil
 
 
-ALIGN, VIT = "align", "vit"
+@dataclass(frozen=True)
+class Clip:
+    """What a CLIP directory holds: a plain CLIPModel, its image processor and tokenizer."""
+
+    hf: Any
+    image_processor: CLIPImageProcessorPil
+    tokenizer: PreTrainedTokenizerBase
+
+
+ALIGN, VIT, CLIP = "align", "vit", "clip"
 """What ``kind_of`` says of the models that are known here: their config's ``model_type``."""
-_NAMES = {ALIGN: "an ALIGN", VIT: "a ViT"}
+_NAMES = {ALIGN: "an ALIGN", VIT: "a ViT", CLIP: "a CLIP"}
 _WEIGHTS: dict[str, Any] = {
     "use_safetensors": True,
     "local_files_only": True,
@@ -60,6 +71,7 @@ _WEIGHTS: dict[str, Any] = {
     "dtype": torch.float32,
     "output_loading_info": True,
 }
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json")
 _HEAD = ("classifier.weight", "classifier.bias")
 
 
@@ -75,13 +87,8 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
             the hub hasn't it.
     """
     directory = locate(model)
-    _check(directory, ALIGN)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        # Without one transformers goes on with a vocabulary of five special tokens.
-        raise AlignError(
-            f"{directory} holds no tokenizer: neither tokenizer.json nor vocab.txt. Copy the files "
-            "of the tokenizer that the checkpoint was trained with into it."
-        )
+    expect_kind(directory, ALIGN)
+    _has_tokenizer(directory)
     with _loading(directory, ALIGN):
         hf, loading = AlignModel.from_pretrained(directory, **_WEIGHTS)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -144,9 +151,42 @@ def load_vit_processor(model: str | Path) -> ViTImageProcessorPil:
         AlignError: it is no ViT checkpoint, or the hub hasn't it.
     """
     directory = locate(model)
-    _check(directory, VIT)
+    expect_kind(directory, VIT)
     with _loading(directory, VIT):
         return ViTImageProcessorPil.from_pretrained(directory, local_files_only=True)
+
+
+def load_clip(model: str | Path) -> Clip:
+    """Load a CLIP model with its own processor and tokenizer, in fp32 on the CPU.
+
+    Args:
+        model: a directory, or ``owner/name[@revision]`` on the Hugging Face hub.
+
+    Raises:
+        AlignError: it is no CLIP checkpoint, has no safetensors, they don't fit its config, its
+            tokenizer doesn't end texts as its text tower expects, or the hub hasn't it.
+    """
+    directory = locate(model)
+    expect_kind(directory, CLIP)
+    _has_tokenizer(directory)
+    with _loading(directory, CLIP):
+        hf, loading = CLIPModel.from_pretrained(directory, **_WEIGHTS)
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        processor = CLIPImageProcessorPil.from_pretrained(directory, local_files_only=True)
+    _complete(directory, loading["missing_keys"])
+    text = hf.config.text_config
+    last = tokenizer("")["input_ids"][-1:]
+    # 2 is what older configs have for all; the text tower then looks for the highest token.
+    if not last or last[0] != (
+        tokenizer.eos_token_id if text.eos_token_id == 2 else text.eos_token_id
+    ):
+        raise AlignError(
+            f"The tokenizer in {directory} ends a text with token {last}, but the text tower looks "
+            f"for {text.eos_token_id}. Give the tokenizer that the checkpoint was trained with."
+        )
+    return Clip(hf, processor, cut_at(tokenizer, text.max_position_embeddings))
 
 
 def locate(model: str | Path) -> Path:
@@ -163,7 +203,7 @@ def locate(model: str | Path) -> Path:
 def _fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
     try:
-        with _quiet():
+        with quietly():
             found = snapshot_download(
                 repository,
                 revision=revision or None,
@@ -197,7 +237,7 @@ def kind_of(directory: Path) -> str:
     return kind
 
 
-def _check(directory: Path, kind: str) -> None:
+def expect_kind(directory: Path, kind: str) -> None:
     """Raise ``AlignError`` unless a model of this kind is there, in safetensors."""
     if (found := kind_of(directory)) != kind:
         raise AlignError(
@@ -212,14 +252,23 @@ def _check(directory: Path, kind: str) -> None:
         )
 
 
+def _has_tokenizer(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in _TOKENIZERS):
+        # Without one transformers goes on with a vocabulary of five special tokens.
+        raise AlignError(
+            f"{directory} holds no tokenizer: none of {', '.join(_TOKENIZERS)}. Copy the files of "
+            "the tokenizer that the checkpoint was trained with into it."
+        )
+
+
 @contextmanager
 def _loading(directory: Path, kind: str) -> Iterator[None]:
     """Load quietly; whatever transformers finds wrong is one error."""
     try:
-        with _quiet():
+        with quietly():
             yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        tokenizer = ", the tokenizer" if kind == ALIGN else ""
+        tokenizer = "" if kind == VIT else ", the tokenizer"
         raise AlignError(
             f"{directory} can't be loaded as {_NAMES[kind]} checkpoint: {error}\nIt needs "
             f"config.json, model.safetensors{tokenizer} and the preprocessor files, as "
@@ -240,7 +289,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint | Classifier) -> Non
     # channels_last is an order in memory for the training machine; files are stored plainly.
     checkpoint.hf.to(memory_format=torch.contiguous_format)
     processor = checkpoint.image_processor
-    with _quiet():
+    with quietly():
         checkpoint.hf.save_pretrained(directory)
         if isinstance(checkpoint, Checkpoint):
             processor = AlignProcessor(processor, checkpoint.tokenizer)
@@ -248,7 +297,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint | Classifier) -> Non
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep transformers' progress bars and reports off the caller's terminal for a while."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

@@ -109,8 +109,8 @@ def _serve(settings: int, target: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     said = json.loads(os.pread(settings, os.fstat(settings).st_size, 0))
-    resize, resample, crop, fast = said["geometry"]
-    geometry = Geometry(tuple(resize), resample, crop and tuple(crop), fast)
+    resize, resample, crop, fast, keep_ratio = said["geometry"]
+    geometry = Geometry(tuple(resize), resample, crop and tuple(crop), fast, keep_ratio)
     tars = _Tars(said["tars"])
     if fast:
         import cv2

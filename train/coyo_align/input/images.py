@@ -42,19 +42,22 @@ class BadPictureError(Exception):
 
 @dataclass(frozen=True)
 class Geometry:
-    """From any picture to (height, width, 3) bytes: squash to a size, then cut out the middle.
+    """From any picture to (height, width, 3) bytes: resize, then cut out the middle.
 
     Attributes:
         resize: (height, width) that every picture is squashed to.
         resample: Pillow's number of the filter.
         crop: (height, width) of the middle, None for the whole. Beyond the edge it is black.
         fast: see ``pixels_of``.
+        keep_ratio: nothing is squashed, the shorter side gets ``resize``'s length, which has to be
+            a square's; needs ``crop``. CLIP's way.
     """
 
     resize: tuple[int, int]
     resample: int
     crop: tuple[int, int] | None = None
     fast: bool = False
+    keep_ratio: bool = False
 
     @property
     def height(self) -> int:
@@ -67,15 +70,28 @@ class Geometry:
         return (self.crop or self.resize)[1]
 
     def apply(self, picture: Image.Image) -> Pixels:
-        """Resize and crop an RGB picture to (height, width, 3) bytes."""
-        height, width = self.resize
+        """Resize and crop an RGB picture to (height, width, 3) bytes.
+
+        Raises:
+            BadPictureError: it is so narrow that its longer side would be too large.
+        """
+        height, width = self._resized(picture.height, picture.width)
         small = picture.resize((width, height), Image.Resampling(self.resample))
         return self._cut(np.asarray(small))
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if not self.keep_ratio:
+            return self.resize
+        side, short = self.resize[0], min(height, width)
+        height, width = int(side * height / short), int(side * width / short)
+        if height * width > _MAX_PIXELS:
+            raise BadPictureError(TOO_LARGE)
+        return height, width
 
     def _cut(self, pixels: Pixels) -> Pixels:
         if self.crop is None:
             return pixels
-        top, left = ((a - b) // 2 for a, b in zip(self.resize, self.crop, strict=True))
+        top, left = ((a - b) // 2 for a, b in zip(pixels.shape, self.crop, strict=False))
         if top < 0 or left < 0:
             box = (left, top, left + self.crop[1], top + self.crop[0])
             return np.asarray(Image.fromarray(pixels).crop(box))
@@ -104,14 +120,16 @@ def pixels_of(data: bytes, geometry: Geometry) -> Pixels:
     Exact unless ``geometry.fast``: the bytes that the image processor would give for
     ``open_picture``. Fast means for whole RGB or grey JPEGs: decoded by OpenCV at 1/2, 1/4 or 1/8
     of their size where that is still as large as wanted, and resized by plain bilinear
-    interpolation without Pillow's smoothing; meant for training, not for evaluation.
+    interpolation without Pillow's smoothing; meant for training, not for evaluation. A geometry
+    that keeps the ratio is always exact.
     docs/performance.md has speeds and differences.
 
     Raises:
         BadPictureError: as ``open_picture``.
     """
     with _one_reason():
-        if geometry.fast and (pixels := _fast(data, geometry.resize)) is not None:
+        quick = geometry.fast and not geometry.keep_ratio
+        if quick and (pixels := _fast(data, geometry.resize)) is not None:
             return geometry._cut(pixels)
         return geometry.apply(open_picture(data))
 
@@ -225,7 +243,8 @@ def preprocess_of(processor: Any, *, fast: bool = False) -> Preprocess:
     the geometry is understood is seen on a picture of noise.
 
     Args:
-        processor: an ``EfficientNetImageProcessorPil``.
+        processor: an ``EfficientNetImageProcessorPil``, or another that squashes, or resizes the
+            shorter side and crops, as ``CLIPImageProcessorPil``.
         fast: see ``pixels_of``.
 
     Raises:
@@ -233,16 +252,23 @@ def preprocess_of(processor: Any, *, fast: bool = False) -> Preprocess:
     """
     name = type(processor).__name__
     size, crop = getattr(processor, "size", None), getattr(processor, "crop_size", None)
-    if not getattr(processor, "do_resize", False) or not (size and size.height and size.width):
-        raise AlignError(
-            f"The image processor {name} resizes to {size}, do_resize="
-            f"{getattr(processor, 'do_resize', None)}. Only a fixed height and width can be used: "
-            "save the checkpoint with do_resize and a size of height and width."
-        )
     cut = None
     if crop is not None and getattr(processor, "do_center_crop", False):
         cut = (crop.height, crop.width)
-    geometry = Geometry((size.height, size.width), int(processor.resample), cut, fast)
+    shorter = getattr(size, "shortest_edge", None) if cut is not None else None
+    resize, keep_ratio = None, False
+    if size is not None and size.height and size.width:
+        resize = (size.height, size.width)
+    elif shorter:
+        resize, keep_ratio = (shorter, shorter), True
+    if resize is None or not getattr(processor, "do_resize", False):
+        raise AlignError(
+            f"The image processor {name} resizes to {size}, do_resize="
+            f"{getattr(processor, 'do_resize', None)}. All pictures must come out in one size: "
+            "save the checkpoint with do_resize and a size of height and width, or one of "
+            "shortest_edge with do_center_crop."
+        )
+    geometry = Geometry(resize, int(processor.resample), cut, fast, keep_ratio)
 
     def run(picture: Image.Image) -> NDArray[np.float64]:
         values = processor(picture, return_tensors="np")["pixel_values"][0]
@@ -257,7 +283,7 @@ def preprocess_of(processor: Any, *, fast: bool = False) -> Preprocess:
     if seen.shape != ours.shape or np.abs(seen - ours).max() > np.abs(scale).max() / 2:
         raise AlignError(
             f"The image processor {name} does more to a picture than resize to {geometry.resize}, "
-            f"crop to {cut}, rescale and normalise. Give a checkpoint with align-base's kind of "
-            "processor, EfficientNetImageProcessor."
+            f"crop to {cut}, rescale and normalise. Give a checkpoint with the kind of processor "
+            "that the published ones have."
         )
     return Preprocess(geometry, tuple(scale.tolist()), tuple(offset.tolist()))

@@ -89,6 +89,29 @@ def class_mean(hits: NDArray[np.bool_], classes: Ints) -> Statistic:
     return figure
 
 
+def auc(scores: Floats, positive: NDArray[np.bool_]) -> Statistic:
+    """How often a positive has the higher score of a positive and a negative; ties count half.
+
+    The area under the ROC curve, by its other meaning (Mann and Whitney). Each weight stands for
+    so many copies of its query.
+    """
+    order = np.argsort(scores, kind="stable")
+    _, groups = np.unique(scores[order], return_index=True)
+    right = positive[order]
+
+    def figure(weights: Floats) -> Floats:
+        ordered = weights[:, order]
+        above = np.add.reduceat(ordered * right, groups, axis=1)
+        below = np.add.reduceat(ordered * ~right, groups, axis=1)
+        lower = np.cumsum(below, axis=1) - below / 2
+        pairs = above.sum(axis=1) * below.sum(axis=1)
+        won = (above * lower).sum(axis=1)
+        found: Floats = np.divide(won, pairs, out=np.full(len(won), 0.5), where=pairs > 0)
+        return found
+
+    return figure
+
+
 def median(ranks: Ints) -> Statistic:
     """The rank within which half of the queries have their answer."""
     order = np.argsort(ranks, kind="stable")

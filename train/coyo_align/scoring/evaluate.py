@@ -30,7 +30,7 @@ from coyo_align.scoring.captions import FIELDS, CaptionsFile, Found, find_pictur
 from coyo_align.scoring.labels import CLS, label_text, read_labels, resolve_labels
 from coyo_align.scoring.nearest import K, chance_of_vote, neighbours, vote
 from coyo_align.scoring.retrieval import Ints, Scores, first_right_ranks, score
-from coyo_align.scoring.templates import DEFAULT_TEMPLATE, fill
+from coyo_align.scoring.templates import DEFAULT_TEMPLATE, class_vectors, fill
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,7 @@ def evaluate_classification(
     pairs = _labelled(embedder, shards, ids, label_field, threads, on_load)
     asked = _use_labels(pairs, names, label_field, shards)
     embedder.expect(len(asked.rows) + len(prompts))
-    texts = embedder.texts(prompts).reshape(len(names), len(templates), -1).mean(axis=1)
-    texts /= np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-6)
+    texts = class_vectors(embedder.texts(prompts), len(templates))
     images, classes = _see(embedder, pairs, asked)
     clusters = images.picture_of
     right = np.stack([np.arange(len(classes)), classes], axis=1)

@@ -5,6 +5,9 @@ A class is the mean of its texts' unit embeddings, scaled to unit length again, 
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from coyo_align.errors import AlignError
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -24,6 +27,22 @@ def fill(templates: Sequence[str], name: str) -> list[str]:
                 f"write it like {DEFAULT_TEMPLATE!r}."
             )
     return [template.replace("{}", name) for template in templates]
+
+
+def class_vectors(texts: NDArray[np.float32], templates: int) -> NDArray[np.float32]:
+    """The unit vector of each class, (classes, width).
+
+    Args:
+        texts: (classes * templates, width) unit vectors, those of one class one after the other.
+        templates: how many there are of each.
+    """
+    if templates == 1:
+        return texts
+    mean = texts.reshape(-1, templates, texts.shape[1]).mean(axis=1)
+    vectors: NDArray[np.float32] = mean / np.maximum(
+        np.linalg.norm(mean, axis=1, keepdims=True), 1e-6
+    )
+    return vectors
 
 
 # Learning Transferable Visual Models From Natural Language Supervision (CLIP, 2021): the 80 of

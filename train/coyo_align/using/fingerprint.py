@@ -11,11 +11,13 @@ from coyo_align.errors import AlignError
 
 _DECIDING = (
     "config.json",
+    "merges.txt",
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
     "vocab.txt",
 )
 _CHUNK = 2**22
