@@ -1,12 +1,13 @@
 """Evaluation sets: the hashes of pictures that must not be in a training pool.
 
-The hashes come from where they are: a pool or subset, a bare parquet file, or a folder of pictures,
-which are hashed here. A picture can also be hashed in the seven other ways it can lie, since a flip
-moves all bits of its hash. What is compared with them, and at which distance, is another's affair.
+The hashes come from where they are: a pool or subset, a bare parquet file, shards, or a folder of
+pictures, which are hashed here. A picture can also be hashed in the seven other ways it can lie,
+since a flip moves all bits of its hash. What is compared with them, and at which distance, is
+another's affair.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -28,6 +29,7 @@ from coyo_tools.pictures import Refusal
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.remote import is_remote
 from coyo_tools.row_hashes import holds_hashes, parse_hashes
+from coyo_tools.shard_hashes import hash_tars, holds_tars, tars_fingerprint
 from coyo_tools.source import open_source
 
 EVALUATION_ROLE = "evaluation"
@@ -35,8 +37,8 @@ EVALUATION_ROLE = "evaluation"
 # COYO's name for it, COYO-Labeled's, and the one other people use; whatever their case.
 _HASH_COLUMNS = (IMAGE_PHASH, "imagehash", "phash")
 _HINT = (
-    f"An evaluation set is a folder of pictures, a parquet file with a column {IMAGE_PHASH}, "
-    "or a pool or subset that has it."
+    "An evaluation set is a folder of pictures, shards, a parquet file with a column "
+    f"{IMAGE_PHASH}, or a pool or subset that has it."
 )
 _PICTURES_HINT = "If pictures beside it are meant, name their folder."
 _MAGIC = b"PAR1"
@@ -74,7 +76,7 @@ def read_evaluation(
     """Read an evaluation set's hashes; a row takes 17 bytes, twice that for a moment.
 
     Args:
-        path: a pool, subset, parquet file, folder of pictures, or one picture.
+        path: a pool, subset, parquet file, shards, folder of pictures, or one picture.
         augment: hash each picture's seven flips and rotations too; those that give a hash the
             picture has already, as flat ones do, are left out.
         processes: hashing processes, by default one per core.
@@ -86,6 +88,8 @@ def read_evaluation(
         EmptyResultError: it has no hash at all.
     """
     text = str(path)
+    if holds_tars(Path(text)):
+        return _read_tars(text, augment, processes)
     if _holds_pictures(text):
         return _read_pictures(text, augment, processes, on_progress)
     if augment:
@@ -107,6 +111,8 @@ def evaluation_fingerprint(path: str | Path) -> str:
         CoyoError: it can't be read, as in ``read_evaluation``.
     """
     text = str(path)
+    if holds_tars(Path(text)):
+        return tars_fingerprint(Path(text))
     if _holds_pictures(text):
         return _print_of_pictures(_files_of(Path(text)))
     return _print_of_file(Path(text)) if Path(text).is_file() else open_source(text).fingerprint
@@ -142,22 +148,43 @@ def _read_pictures(
     text: str, augment: bool, processes: int | None, on_progress: Progress
 ) -> EvaluationSet:
     files = _files_of(Path(text))
+
+    def told() -> Iterator[tuple[str, tuple[str, ...] | Refusal]]:
+        hashed = hash_files(files, turns=augment, processes=processes)
+        for done, found in enumerate(hashed, 1):
+            yield found
+            on_progress(done, len(files))
+
+    return _gather(text, told(), lambda: _print_of_pictures(files))
+
+
+def _read_tars(text: str, augment: bool, processes: int | None) -> EvaluationSet:
+    tars = Path(text)
+    hashed = hash_tars(tars, turns=augment, processes=processes)
+    return _gather(text, hashed, lambda: tars_fingerprint(tars))
+
+
+def _gather(
+    text: str,
+    hashed: Iterator[tuple[str, tuple[str, ...] | Refusal]],
+    fingerprint: Callable[[], str],
+) -> EvaluationSet:
     hashes: list[int] = []
     names: list[str] = []
     turns: list[int] = []
     refused: list[tuple[str, str]] = []
-    hashed = hash_files(files, turns=augment, processes=processes)
-    for done, (name, result) in enumerate(hashed, 1):
+    pictures = 0
+    for name, result in hashed:
         if isinstance(result, Refusal):
             refused.append((name, f"{result.reason} ({result.detail})"))
-        else:
-            first_turns: dict[int, int] = {}
-            for turn, digits in enumerate(result):
-                first_turns.setdefault(int(digits, 16), turn)
-            hashes += first_turns.keys()
-            turns += first_turns.values()
-            names += [name] * len(first_turns)
-        on_progress(done, len(files))
+            continue
+        pictures += 1
+        first_turns: dict[int, int] = {}
+        for turn, digits in enumerate(result):
+            first_turns.setdefault(int(digits, 16), turn)
+        hashes += first_turns.keys()
+        turns += first_turns.values()
+        names += [name] * len(first_turns)
     if not hashes:
         seen = (
             f"{len(refused):,} refused; the first: {': '.join(refused[0])}" if refused else "none"
@@ -168,9 +195,9 @@ def _read_pictures(
         hashes=np.array(hashes, np.uint64),
         names=names,
         turns=np.array(turns, np.uint8),
-        pictures=len(files) - len(refused),
+        pictures=pictures,
         without_hash=0,
-        input=Input(EVALUATION_ROLE, text, _print_of_pictures(files)),
+        input=Input(EVALUATION_ROLE, text, fingerprint()),
         refused=tuple(refused),
     )
 

@@ -29,6 +29,7 @@ from coyo_tools.dedupe import (
     refuse_settings,
 )
 from coyo_tools.download import EVERY_NETWORK, DownloadSettings, Pace, download_pictures
+from coyo_tools.embedding import EmbedSettings, embed_data
 from coyo_tools.errors import ColumnError, OutputError, PipelineError
 from coyo_tools.evaluating import EvaluateSettings, evaluate_run
 from coyo_tools.filter import filter_pool
@@ -154,6 +155,13 @@ def _evaluate_settings(settings: Mapping[str, Any]) -> EvaluateSettings:
     return EvaluateSettings(**{**settings, **paths, "templates": templates})
 
 
+def _embed(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
+    run, data = settings.pop("run"), Path(settings.pop("data"))
+    subset = settings.pop("subset", None)
+    chosen = EmbedSettings(**settings)
+    return embed_data(run, data, output, chosen, subset=subset, on_progress=on_progress)
+
+
 def _picture_settings(settings: dict[str, Any]) -> PictureSettings:
     names = ("image_size", "quality", "resize")
     return PictureSettings(**{name: settings.pop(name) for name in names if name in settings})
@@ -220,9 +228,10 @@ _KINDS: dict[str, _Kind] = {
         _index,
     ),
     "train": _Kind(
-        frozenset({"shards", "subset"}),
+        frozenset({"shards", "subset", "labels"}),
         {
-            "samples": int, "model": str, "seed": int, "batch_size": int, "learning_rate": float,
+            "samples": int, "model": str, "task": str, "classes": int, "label_field": str,
+            "seed": int, "batch_size": int, "learning_rate": float,
             "schedule": str, "warmup_share": float, "loss": str, "temperature": float,
             "weight_decay": float, "label_smoothing": float, "smallest_crop": float,
             "masked_tokens": float, "text_dropout": float, "drop_path": float, "ema": float,
@@ -239,6 +248,15 @@ _KINDS: dict[str, _Kind] = {
         },
         frozenset({"run", "data"}),
         _evaluate,
+    ),
+    "embed": _Kind(
+        frozenset({"run", "data", "subset"}),
+        {
+            "only": str, "raw": bool, "hidden_states": bool, "precision": str, "batch_size": int,
+            "part_rows": int, "device": str, "threads": int, "workers": int,
+        },
+        frozenset({"run", "data"}),
+        _embed,
     ),
 }  # fmt: skip
 
@@ -396,6 +414,9 @@ def _parse_stage(item: Any, number: int, path: Path, known: set[str]) -> Stage:
     if does == "evaluate":
         inputs = ("run", "data", "subset")
         _evaluate_settings({k: v for k, v in settings.items() if k not in inputs}).check()
+    if does == "embed":
+        chosen = {k: v for k, v in settings.items() if k not in kind.paths}
+        EmbedSettings(**chosen).check()
     if does in ("download", "index"):
         check_picture_settings(_picture_settings({**settings}))
     return Stage(name, does, settings)

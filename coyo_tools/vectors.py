@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -152,7 +152,7 @@ class VectorWriter:
                 _named_when_whole(self._directory / f"{stem}.{side}.npy") as path,
                 path.open("wb") as file,
             ):
-                np.save(file, np.ascontiguousarray(vectors[side]), allow_pickle=False)
+                _save(file, np.ascontiguousarray(vectors[side]))
         about = {_NOTE: json.dumps(dict(note or {}), ensure_ascii=False).encode()}
         with _named_when_whole(self._directory / f"{stem}.parquet") as path:
             pq.write_table(
@@ -170,6 +170,13 @@ class VectorWriter:
         if self.widths and widths != self.widths:
             raise ValueError(f"parts have widths {self.widths}, and now {widths}")
         self.widths = widths
+
+
+def _save(file: BinaryIO, matrix: Matrix) -> None:
+    """Write what ``numpy.save`` does, which does not say why when the disk is full."""
+    header = np.lib.format.header_data_from_array_1_0(matrix)
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(matrix.data)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 A subset that replays is one that somebody else can make. What keeps it from replaying is named: an
 input that has changed, rows that differ, files that were touched, other versions of the libraries
-that write them.
+that write them. Embeddings are not made again, which would take the model as long as it took: what
+can be told without it is whether they are whole.
 """
 
 import filecmp
@@ -23,7 +24,7 @@ from coyo_tools.dedupe import (
 from coyo_tools.errors import CoyoError, OutputError, SourceError
 from coyo_tools.evaluation import EVALUATION_ROLE, evaluation_fingerprint
 from coyo_tools.filter import filter_pool
-from coyo_tools.manifest import Manifest, library_versions, read_manifest
+from coyo_tools.manifest import IdDigest, Manifest, library_versions, read_manifest
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source
 from coyo_tools.vectors import open_vectors
@@ -50,6 +51,43 @@ class Verdict:
     def replays(self) -> bool:
         """Say whether everything came out the same."""
         return bool(self.same_ids and self.same_bytes and not self.problems)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of embeddings that were read through: ``problems`` is empty if they are whole."""
+
+    rows: int
+    sides: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def verify_embeddings(directory: Path) -> Check:
+    """Read embeddings through, and compare them with their manifest.
+
+    Files and their sizes, rows, widths, ids, and every number: finite, and of length 1 where the
+    manifest says so. Whether the model gives them is not tried.
+
+    Raises:
+        SourceError: it is no directory of embeddings, or the first thing that is wrong with it.
+    """
+    found = open_vectors(directory)
+    problems = []
+    for side in found.sides:
+        for _ in found.blocks(side, unit=found.about.normalised):
+            pass
+    digest = IdDigest()
+    for _, ids, valid in found.ids():
+        digest.update(ids[valid])
+    if digest.hexdigest() != found.manifest.id_digest:
+        problems.append(
+            f"Its rows have other ids, {digest.hexdigest()}, than its manifest says, "
+            f"{found.manifest.id_digest}."
+        )
+    left = found.manifest.rows_in - sum(found.manifest.lost.values())
+    if left != found.rows:
+        problems.append(f"Its manifest adds up to {left:,} rows, and there are {found.rows:,}.")
+    return Check(found.rows, found.sides, tuple(problems))
 
 
 def verify_subset(

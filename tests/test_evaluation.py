@@ -1,7 +1,9 @@
 """Evaluation sets: whatever they are kept in, their hashes come out with names and counts."""
 
 import io
+import json
 import re
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -286,7 +288,7 @@ def test_a_folder_without_a_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmptyResultError, match=re.escape("1 refused; the first: a.csv: not an im")):
         read_evaluation(tmp_path / "texts")
     with pytest.raises(
-        EmptyResultError, match="is a folder of pictures, a parquet file with a col"
+        EmptyResultError, match="is a folder of pictures, shards, a parquet file with a col"
     ):
         read_evaluation(tmp_path / "texts" / "a.csv")
 
@@ -304,3 +306,56 @@ def test_the_fingerprint_is_of_names_and_content(folder: Path) -> None:
     (folder / "c.png").write_bytes(changed)
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     assert len({before, renamed, evaluation_fingerprint(folder)}) == 3
+
+
+# --- shards --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Samples with a hash in their json, with a bad one, without json, and of no picture."""
+    path = tmp_path / "shards"
+    path.mkdir()
+    rows: list[tuple[str, bytes, dict[str, Any] | None]] = [
+        ("1", encoded(picture(1), "JPEG"), {"id": 1, "image_phash": HASHES[1]}),
+        ("2", encoded(picture(2), "JPEG"), {"id": 2, "image_phash": "no hash"}),
+        ("three", encoded(picture(3), "PNG"), None),
+        ("4", b"no picture", {"id": 4}),
+    ]
+    with tarfile.open(path / "00000.tar", "w") as tar:
+        for key, data, row in rows:
+            files = {"jpg": data} | ({} if row is None else {"json": json.dumps(row).encode()})
+            for suffix, content in files.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (path / "00001.tar").write_bytes(b"cut short")
+    write_table(path / "ledger.parquet", id=[1])
+    return path
+
+
+def test_shards_give_the_hashes_of_their_rows_else_of_their_pictures(shards: Path) -> None:
+    evaluation = read_evaluation(shards, processes=1)
+    hashed = [phash(Image.open(io.BytesIO(encoded(picture(2), "JPEG")))), phash(picture(3))]
+    assert digits(evaluation) == [HASHES[1], *hashed]
+    assert list(evaluation.names) == ["1", "2", "three"]
+    assert evaluation.pictures == 3
+    assert [name for name, _ in evaluation.refused] == ["4", "00001.tar"]
+    assert evaluation.input.fingerprint == evaluation_fingerprint(shards)
+
+
+def test_shards_can_be_turned_too_and_keep_the_hash_of_their_row(shards: Path) -> None:
+    evaluation = read_evaluation(shards, augment=True, processes=1)
+    first = [
+        turn for turn, name in zip(evaluation.turns, evaluation.names, strict=True) if name == "1"
+    ]
+    assert first == list(range(8))
+    assert digits(evaluation)[0] == HASHES[1]
+    assert digits(evaluation)[1] != HASHES[1]
+
+
+def test_a_tar_that_changes_changes_the_fingerprint(shards: Path) -> None:
+    before = evaluation_fingerprint(shards)
+    with (shards / "00001.tar").open("ab") as file:
+        file.write(b" and longer")
+    assert evaluation_fingerprint(shards) != before

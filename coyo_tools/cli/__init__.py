@@ -17,6 +17,7 @@ from coyo_tools.cli import (
     balance,
     curate,
     dedupe,
+    embed,
     evaluate,
     filtering,
     look,
@@ -63,8 +64,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, search,
-    roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, embed,
+    search, roads,
 ):  # fmt: skip
     _group.register(app)
 

@@ -83,7 +83,7 @@ def dedupe_command(
         str | None,
         typer.Option(
             help="Remove what is within the radius of an evaluation picture, and nothing else: a "
-            "pool or subset, a parquet file with hashes, or a folder of pictures."
+            "pool or subset, a parquet file with hashes, shards, or a folder of pictures."
         ),
     ] = None,
     augment: Annotated[

@@ -182,7 +182,10 @@ def explain_command(
 
 
 def verify_command(
-    subset: Annotated[Path, typer.Argument(help="A subset that filter, dedupe or balance made.")],
+    subset: Annotated[
+        Path,
+        typer.Argument(help="A subset that filter, dedupe or balance made, or embeddings."),
+    ],
     source: Annotated[
         str | None,
         typer.Option(help="Where its input is now, if it has moved.", show_default=False),
@@ -194,10 +197,24 @@ def verify_command(
     """Make a subset again from its manifest, and compare ids and bytes.
 
     Exit code 0 when everything came out the same, 1 otherwise. The second one is removed again.
+    Embeddings are not made again, but read through and compared with their manifest.
     """
     limit_threads(threads)
-    from coyo_tools.verify import verify_subset
+    from coyo_tools.manifest import read_manifest
+    from coyo_tools.vectors import VECTORS_KIND
+    from coyo_tools.verify import verify_embeddings, verify_subset
 
+    if read_manifest(subset).kind == VECTORS_KIND:
+        check = verify_embeddings(subset)
+        if as_json:
+            print_json(asdict(check))
+        for problem in check.problems:
+            say(f"differs: {problem}")
+        if check.problems:
+            raise typer.Exit(1)
+        sides = " and ".join(check.sides)
+        say(f"{subset}: whole, {check.rows:,} rows of {sides}; the model was not asked again.")
+        return
     verdict = verify_subset(subset, source=source, memory=memory, threads=threads)
     if as_json:
         print_json(asdict(verdict) | {"replays": verdict.replays})

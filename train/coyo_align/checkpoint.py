@@ -1,12 +1,12 @@
 """Hugging Face directories in and out: weights as safetensors, processor and tokenizer beside them.
 
 A pickle file runs code when it is opened, so only safetensors are read, and no code that a
-directory brings along is trusted. Left out: the
-state of a run that goes on, which is ``state``'s.
+directory brings along is trusted. Of two kinds of model: ALIGN, and ViT with a classifier. Left
+out: the state of a run that goes on, which is ``state``'s.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,14 @@ from transformers import (
     AutoTokenizer,
     EfficientNetImageProcessorPil,
     PreTrainedTokenizerBase,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 from transformers.utils import logging as hf_logging
 
 from coyo_align.config import MAX_TOKENS, ON_HUB
 from coyo_align.errors import AlignError
+from coyo_align.input.images import preprocess_of
 from coyo_align.tokenizer import cut_at
 
 
@@ -37,6 +40,27 @@ class Checkpoint:
     hf: Any
     image_processor: EfficientNetImageProcessorPil
     tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """What a ViT directory holds: a plain ViTForImageClassification and its image processor."""
+
+    hf: Any
+    image_processor: ViTImageProcessorPil
+
+
+ALIGN, VIT = "align", "vit"
+"""What ``kind_of`` says of the models that are known here: their config's ``model_type``."""
+_NAMES = {ALIGN: "an ALIGN", VIT: "a ViT"}
+_WEIGHTS: dict[str, Any] = {
+    "use_safetensors": True,
+    "local_files_only": True,
+    "trust_remote_code": False,
+    "dtype": torch.float32,
+    "output_loading_info": True,
+}
+_HEAD = ("classifier.weight", "classifier.bias")
 
 
 def load_checkpoint(model: str | Path) -> Checkpoint:
@@ -51,34 +75,20 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
             the hub hasn't it.
     """
     directory = locate(model)
-    _check(directory)
-    try:
-        with _quiet():
-            hf, loading = AlignModel.from_pretrained(
-                directory,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-            processor = EfficientNetImageProcessorPil.from_pretrained(
-                directory, local_files_only=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    _check(directory, ALIGN)
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        # Without one transformers goes on with a vocabulary of five special tokens.
         raise AlignError(
-            f"{directory} can't be loaded as an ALIGN checkpoint: {error}\n"
-            "It needs config.json, model.safetensors, the tokenizer and the preprocessor files, "
-            "as AlignModel and AlignProcessor save them."
-        ) from error
-    if missing := sorted(loading["missing_keys"]):
-        raise AlignError(
-            f"The weights in {directory} lack {len(missing)} tensors of its own config, "
-            f"{missing[0]} among them. Give a complete checkpoint."
+            f"{directory} holds no tokenizer: neither tokenizer.json nor vocab.txt. Copy the files "
+            "of the tokenizer that the checkpoint was trained with into it."
         )
+    with _loading(directory, ALIGN):
+        hf, loading = AlignModel.from_pretrained(directory, **_WEIGHTS)
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+        processor = EfficientNetImageProcessorPil.from_pretrained(directory, local_files_only=True)
+    _complete(directory, loading["missing_keys"])
     if tokenizer.pad_token_id is None or tokenizer.mask_token_id is None:
         raise AlignError(
             f"The tokenizer in {directory} has no [PAD] or no [MASK] token. Give the BERT "
@@ -86,6 +96,57 @@ def load_checkpoint(model: str | Path) -> Checkpoint:
         )
     length = min(MAX_TOKENS, hf.config.text_config.max_position_embeddings)
     return Checkpoint(hf, processor, cut_at(tokenizer, length))
+
+
+def load_classifier(model: str | Path, classes: int | None = None) -> Classifier:
+    """Load a ViT that names classes, with its own processor, in fp32 on the CPU.
+
+    Args:
+        model: a directory, or ``owner/name[@revision]`` on the Hugging Face hub.
+        classes: how many classes it is to be fine-tuned on. If the checkpoint has no head, or one
+            of another number of classes, it gets a new one of zeros, from which the ViT paper
+            fine-tunes (Dosovitskiy et al. 2021, section 3.2). None takes the model as it is.
+
+    Raises:
+        AlignError: it is no ViT checkpoint, has no safetensors, they don't fit its config, it has
+            no classes, or the hub hasn't it.
+    """
+    directory = locate(model)
+    processor = load_vit_processor(directory)
+    wanted = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
+    with _loading(directory, VIT):
+        hf, loading = ViTForImageClassification.from_pretrained(directory, **wanted, **_WEIGHTS)
+    preprocess, size = preprocess_of(processor), hf.config.image_size
+    if [preprocess.height, preprocess.width] != ([size, size] if isinstance(size, int) else size):
+        raise AlignError(
+            f"The ViT in {directory} is made for pictures of {size} pixels, but its image "
+            f"processor makes {preprocess.height} x {preprocess.width}. Give the processor's size "
+            "that the model was trained with."
+        )
+    other = {name for name, *_ in loading["mismatched_keys"]}
+    absent = set(loading["missing_keys"]) | other
+    if classes is None and absent >= set(_HEAD):
+        raise AlignError(
+            f"The ViT in {directory} names no classes: its weights have no classifier. Train one "
+            "on labelled pictures with coyo train --task labels, or give a checkpoint that was."
+        )
+    _complete(directory, absent - set(_HEAD) if classes is not None else absent)
+    if absent:
+        torch.nn.init.zeros_(hf.classifier.weight)
+        torch.nn.init.zeros_(hf.classifier.bias)
+    return Classifier(hf, processor)
+
+
+def load_vit_processor(model: str | Path) -> ViTImageProcessorPil:
+    """Load the image processor of a ViT alone.
+
+    Raises:
+        AlignError: it is no ViT checkpoint, or the hub hasn't it.
+    """
+    directory = locate(model)
+    _check(directory, VIT)
+    with _loading(directory, VIT):
+        return ViTImageProcessorPil.from_pretrained(directory, local_files_only=True)
 
 
 def locate(model: str | Path) -> Path:
@@ -117,40 +178,73 @@ def _fetch(name: str) -> Path:
     return Path(found)
 
 
-def _check(directory: Path) -> None:
+def kind_of(directory: Path) -> str:
+    """The kind of model in a directory, its config's ``model_type``: ``align``, ``vit``, another.
+
+    Raises:
+        AlignError: it holds no readable config that says so.
+    """
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         kind = config["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        kind = None
+    if not isinstance(kind, str):
         raise AlignError(
             f"{directory} is not a Hugging Face model directory: no readable config.json with a "
-            "model_type. Give the directory of a run, or of an ALIGN checkpoint."
-        ) from None
-    if kind != "align":
-        raise AlignError(
-            f"{directory} holds a model of type {kind!r}, not 'align'. Give an ALIGN checkpoint."
+            "model_type. Give the directory of a run, or of an ALIGN or ViT checkpoint."
         )
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        # Without one transformers goes on with a vocabulary of five special tokens.
+    return kind
+
+
+def _check(directory: Path, kind: str) -> None:
+    """Raise ``AlignError`` unless a model of this kind is there, in safetensors."""
+    if (found := kind_of(directory)) != kind:
         raise AlignError(
-            f"{directory} holds no tokenizer: neither tokenizer.json nor vocab.txt. Copy the files "
-            "of the tokenizer that the checkpoint was trained with into it."
+            f"{directory} holds a model of type {found!r}, not {kind!r}. Give {_NAMES[kind]} "
+            "checkpoint."
         )
     if not any(directory.glob("*.safetensors")):
-        found = sorted(path.name for path in directory.glob("*.bin")) or ["no weights"]
+        weights = sorted(path.name for path in directory.glob("*.bin")) or ["no weights"]
         raise AlignError(
-            f"{directory} has no .safetensors file but {', '.join(found)}. Pickled weights run "
+            f"{directory} has no .safetensors file but {', '.join(weights)}. Pickled weights run "
             "code when opened and are refused; convert them with save_pretrained."
         )
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write what AlignModel, AlignProcessor and the zero-shot pipeline load unchanged."""
+@contextmanager
+def _loading(directory: Path, kind: str) -> Iterator[None]:
+    """Load quietly; whatever transformers finds wrong is one error."""
+    try:
+        with _quiet():
+            yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        tokenizer = ", the tokenizer" if kind == ALIGN else ""
+        raise AlignError(
+            f"{directory} can't be loaded as {_NAMES[kind]} checkpoint: {error}\nIt needs "
+            f"config.json, model.safetensors{tokenizer} and the preprocessor files, as "
+            "save_pretrained of its model and processor writes them."
+        ) from error
+
+
+def _complete(directory: Path, absent: Iterable[str]) -> None:
+    if missing := sorted(absent):
+        raise AlignError(
+            f"The weights in {directory} lack {len(missing)} tensors of its own config, "
+            f"{missing[0]} among them. Give a complete checkpoint."
+        )
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint | Classifier) -> None:
+    """Write what the model's own classes and pipelines of transformers load unchanged."""
     # channels_last is an order in memory for the training machine; files are stored plainly.
     checkpoint.hf.to(memory_format=torch.contiguous_format)
+    processor = checkpoint.image_processor
     with _quiet():
         checkpoint.hf.save_pretrained(directory)
-        AlignProcessor(checkpoint.image_processor, checkpoint.tokenizer).save_pretrained(directory)
+        if isinstance(checkpoint, Checkpoint):
+            processor = AlignProcessor(processor, checkpoint.tokenizer)
+        processor.save_pretrained(directory)
 
 
 @contextmanager

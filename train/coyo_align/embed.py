@@ -1,42 +1,62 @@
-"""A whole data set to embeddings: what evaluation compares, and what scoring a pool will read.
+"""Pictures and texts to embeddings, of a whole data set or a few: what all uses of a model share.
 
-fp32 throughout and BatchNorm as it was saved, so the same directory gives the same embeddings
-here and in plain transformers. Left out: anything that looks at the embeddings.
+In fp32, and BatchNorm as it was saved, unless asked otherwise, so the same directory gives the same
+embeddings here and in plain transformers. Left out: anything that looks at the embeddings.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from coyo_align.batch import Feed, cut
+from coyo_align.batch import Feed, cut, to_floats
 from coyo_align.checkpoint import load_checkpoint
-from coyo_align.device import pick_device, torch_threads
+from coyo_align.config import Output, Precision
+from coyo_align.device import pick_device, ran_out_of_memory, torch_threads
 from coyo_align.errors import AlignError
+from coyo_align.input.children import cores
 from coyo_align.input.data import Pairs
-from coyo_align.input.images import preprocess_of
+from coyo_align.input.decode_worker import REASONS
+from coyo_align.input.images import Pixels, preprocess_of
+from coyo_align.input.pictures import InTars
 from coyo_align.input.stream import stream
-from coyo_align.model import Align
+from coyo_align.model import Align, fold_batchnorm
 from coyo_align.tokenizer import encode
+from coyo_align.using.items import file_pairs, why_unusable
 
 Embeddings = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Side = Literal["image", "text"]
 OnEmbed = Callable[[int], None]
 """Called after every batch with the rows it had."""
 OnProgress = Callable[[int, int], None]
 """Called with the pictures and texts embedded so far, and how many there are."""
+OnBad = Callable[[Path, str], None]
+"""Called with a picture that can't be used, and why."""
+
+_TEXTS = 8_192
+"""Captions that are sorted by length together: enough that batches have hardly any padding."""
+_PER_WORKER = 16
+"""Pictures that are worth one more decoding process, whose start takes half a second."""
 
 
 @torch.inference_mode()
 def embed_texts(
-    model: Align, feed: Feed, rows: Ints, batch_size: int, on_embed: OnEmbed
+    model: Align,
+    feed: Feed,
+    rows: Ints,
+    batch_size: int,
+    on_embed: OnEmbed,
+    output: Output = "embeddings",
 ) -> Embeddings:
-    """Unit vectors of the captions in these rows, (rows, width).
+    """Unit vectors of the captions in these rows, or another output, (rows, width).
 
     Captions of like length go through together, which saves most of the padding.
 
@@ -47,7 +67,7 @@ def embed_texts(
     by_length = np.argsort(feed.tokens.lengths[rows], kind="stable")
     found: Embeddings | None = None
     for batch in cut(by_length, batch_size):
-        part = model.embed_texts(*feed.texts(rows[batch])).cpu().numpy()
+        part = model.embed_texts(*feed.texts(rows[batch]), output).cpu().numpy()
         if found is None:
             found = np.empty((len(rows), part.shape[1]), dtype=np.float32)
         found[batch] = part
@@ -88,34 +108,58 @@ class Seen:
 
 
 class Embedder:
-    """A checkpoint on its device, that turns texts and the pictures of shards into unit vectors."""
+    """A model on its device, that turns texts and pictures into vectors.
+
+    For example ``Embedder("run").texts(["a dog", "a cat"])``, (2, width).
+    """
 
     def __init__(
         self,
-        run: Path,
+        run: str | Path,
         batch_size: int = 256,
         threads: int | None = None,
         device: str | None = None,
         on_progress: OnProgress | None = None,
+        *,
+        output: Output = "embeddings",
+        precision: Precision = "fp32",
+        workers: int | None = None,
     ) -> None:
         """Load a checkpoint.
 
         Args:
-            run: a run, or any ALIGN directory.
+            run: a run, any ALIGN directory, or ``owner/name[@revision]`` on the hub.
             batch_size: pictures or texts at a time; changes time and memory only.
             threads: of torch, None for the machine's.
             device: None for CUDA where there is one, else the CPU.
             on_progress: called with what has been embedded and what there is to embed.
+            output: ``embeddings`` are unit vectors. ``raw`` are the same before they are
+                normalised, what ``get_image_features`` and ``get_text_features`` give. ``hidden``
+                are the towers' own: of a picture the pooled output, which is the raw one; of a text
+                the last state of [CLS], before the projection.
+            precision: of the towers; bf16 is faster where the hardware has it, and changes the
+                third digit.
+            workers: decoding processes, None for what the pairs were loaded with.
 
         Raises:
-            AlignError: the run or the device can't be used.
+            AlignError: the model or the device can't be used.
         """
+        if output not in get_args(Output) or precision not in get_args(Precision):
+            raise ValueError(f"output {output!r}, precision {precision!r}")
         self._place = pick_device(device)
         self._checkpoint = load_checkpoint(run)
         self.preprocess = preprocess_of(self._checkpoint.image_processor)
-        self._model = Align(self._checkpoint.hf).to(self._place).eval()
-        self._batch_size = batch_size
+        self._model = Align(self._checkpoint.hf)
+        self.widths = _widths(self._checkpoint.hf, output)
+        """Numbers in the vector of a picture (``image``) and a text (``text``)."""
+        fold_batchnorm(self._model)
+        self._model.to(self._place).eval()
+        self._model.hf.vision_model.to(memory_format=torch.channels_last)
+        self.output = output
+        self.batch_size = batch_size
         self._threads = threads
+        self._workers = workers
+        self._bf16 = precision == "bf16"
         self._on_progress = on_progress
         self._done = self._total = 0
 
@@ -129,35 +173,147 @@ class Embedder:
         Raises:
             AlignError: none of them decodes, or an embedding is not a number.
         """
-        feed = self._feed([])
         good, found, digests = [rows[:0]], [], []
-        batches = ((batch, None) for batch in cut(rows, self._batch_size))
-        with (
-            torch_threads(self._threads),
-            torch.inference_mode(),
-            closing(stream(pairs, batches)) as pictures,
-        ):
-            for batch, pixels in pictures:
-                if not len(batch):
-                    continue
-                digests += [sha256(picture).digest() for picture in pixels]
-                floats = feed.to_floats(torch.from_numpy(pixels).to(self._place))
-                found.append(self._model.embed_images(floats).cpu().numpy())
-                good.append(np.array(batch))
-                self._embedded(len(batch))
-        if not found:
+        for batch, pixels, vectors in self._stream(pairs, cut(rows, self.batch_size)):
+            digests += [sha256(picture).digest() for picture in pixels]
+            found.append(vectors)
+            good.append(batch)
+        if not sum(map(len, good)):
             raise AlignError(f"None of the {len(rows)} pictures decodes: {pairs.skipped}.")
         picture_of, first = number_alike(digests)
-        embeddings = finite(np.concatenate(found), "picture")
-        return Seen(np.concatenate(good), embeddings, digests, picture_of, first)
+        return Seen(np.concatenate(good), np.concatenate(found), digests, picture_of, first)
+
+    def batches(self, pairs: Pairs, batches: Iterable[Ints]) -> Generator[tuple[Ints, Embeddings]]:
+        """Embed the pictures of each batch of rows, decoded ahead; memory stays that of a batch.
+
+        Args:
+            pairs: what the rows are of.
+            batches: rows, at most ``batch_size`` each; iterated in another thread.
+
+        Yields:
+            For every batch those of its rows whose pictures decode, and their vectors, (rows,
+            width). What does not decode is counted in ``pairs.skipped``.
+
+        Raises:
+            AlignError: a vector is not a number, or should have length 1 and is zero.
+        """
+        with closing(self._stream(pairs, batches)) as found:
+            for rows, _, vectors in found:
+                yield rows, _directed(vectors) if self.output == "embeddings" else vectors
+
+    def pixels(self, pixels: Pixels) -> Embeddings:
+        """Embed pictures that are decoded already, (pictures, width).
+
+        Args:
+            pixels: (pictures, height, width, 3) bytes in the geometry of ``preprocess``.
+
+        Raises:
+            AlignError: a vector is not a number.
+        """
+        with torch_threads(self._threads):
+            return finite(self._embed(pixels).cpu().numpy(), "picture")
+
+    @property
+    def temperature(self) -> float:
+        """What plain ALIGN divides cosines by to get its logits."""
+        return float(self._checkpoint.hf.temperature)
 
     def texts(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts, (texts, width)."""
+        if isinstance(texts, str):
+            raise TypeError("texts are a list of texts, not one text")
         feed = self._feed(texts)
-        with torch_threads(self._threads):
+        with torch_threads(self._threads), self._autocast():
             return embed_texts(
-                self._model, feed, np.arange(len(texts)), self._batch_size, self._embedded
-            )
+                self._model, feed, np.arange(len(texts)), self.batch_size, self._embedded,
+                self.output,
+            )  # fmt: skip
+
+    def text_batches(self, texts: Sequence[str]) -> Iterator[Embeddings]:
+        """Embed texts some thousand at a time, in order; the rest takes no memory meanwhile."""
+        for start in range(0, len(texts), _TEXTS):
+            yield self.texts(texts[start : start + _TEXTS])
+
+    def images(
+        self, paths: Sequence[Path], on_bad: OnBad | None = None
+    ) -> tuple[list[Path], Embeddings]:
+        """Embed loose picture files, those that can be used: their paths, and (paths, width).
+
+        Args:
+            paths: JPEG, PNG or WEBP.
+            on_bad: called with each of the others, and why it can't be used.
+
+        Raises:
+            AlignError: none can be used; says why of the first. Or a vector is not a number.
+        """
+        paths = [Path(path) for path in paths]
+        bad = {path: why for path in paths if (why := why_unusable(path))}
+        usable = [path for path in paths if path not in bad]
+        good: list[Ints] = [np.empty(0, np.int64)]
+        found: list[Embeddings] = []
+        if usable:
+            workers = min(self._workers or cores(), -(-len(usable) // _PER_WORKER))
+            pairs = file_pairs(usable, self.preprocess, workers)
+            usable = [Path(key) for key in pairs.fields["key"]]
+            for rows, vectors in self.batches(pairs, cut(np.arange(len(pairs)), self.batch_size)):
+                good.append(rows)
+                found.append(vectors)
+            bad |= {usable[row]: why for row, why in why_bad(pairs, range(len(pairs))).items()}
+        kept = np.concatenate(good)
+        if not len(kept):
+            first = f" {paths[0]}: {bad.get(paths[0])}." if paths else ""
+            raise AlignError(f"None of {len(paths):,} pictures can be used.{first}")
+        if on_bad is not None:
+            for path, why in bad.items():
+                on_bad(path, why)
+        return [usable[row] for row in kept], np.concatenate(found)
+
+    def _stream(
+        self, pairs: Pairs, batches: Iterable[Ints]
+    ) -> Generator[tuple[Ints, Pixels, Embeddings]]:
+        """Rows, pixels and vectors of each batch; a GPU is given the next one before it is asked.
+
+        The pixels hold until the next is asked for.
+        """
+        asked = ((batch, None) for batch in batches)
+        waiting: tuple[Ints, Pixels, Tensor] | None = None
+        with (
+            torch_threads(self._threads),
+            closing(stream(pairs, asked, self._workers, longest=self.batch_size)) as pictures,
+        ):
+            for rows, pixels in pictures:
+                vectors = self._embed(pixels)
+                if waiting is not None:
+                    yield self._finished(*waiting)
+                waiting = np.array(rows), pixels, vectors
+            if waiting is not None:
+                yield self._finished(*waiting)
+
+    @torch.inference_mode()
+    def _embed(self, pixels: Pixels) -> Tensor:
+        if not len(pixels):
+            return torch.empty(0, self.widths["image"])
+        try:
+            with self._autocast():
+                there = torch.from_numpy(pixels).to(self._place)
+                floats = to_floats(there, self.preprocess, self._place)
+                return self._model.embed_images(floats, self.output)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise AlignError(
+                f"Memory ran out with {len(pixels)} pictures at a time. Give a smaller batch size."
+            ) from error
+
+    def _finished(
+        self, rows: Ints, pixels: Pixels, vectors: Tensor
+    ) -> tuple[Ints, Pixels, Embeddings]:
+        found = finite(vectors.cpu().numpy(), "picture")
+        self._embedded(len(rows))
+        return rows, pixels, found
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._place.type, torch.bfloat16, enabled=self._bf16)
 
     def _feed(self, texts: Sequence[str]) -> Feed:
         tokens = encode(self._checkpoint.tokenizer, texts)
@@ -168,6 +324,40 @@ class Embedder:
         self._done += rows
         if self._on_progress is not None:
             self._on_progress(self._done, self._total)
+
+
+def _widths(hf: Any, output: Output) -> dict[Side, int]:
+    """How many numbers the vectors of either tower have.
+
+    Raises:
+        AlignError: those of pictures and texts are to be compared, and have not as many.
+    """
+    image = int(hf.vision_model.encoder.blocks[-1].projection.project_conv.out_channels)
+    text = int(hf.text_projection.out_features)
+    if output == "hidden":
+        return {"image": image, "text": int(hf.config.text_config.hidden_size)}
+    if image != text:
+        raise AlignError(
+            f"The model's picture embeddings have {image} numbers and its text embeddings {text}: "
+            f"its projection_dim has to be {image}, as wide as the image tower ends."
+        )
+    return {"image": image, "text": text}
+
+
+def _directed(vectors: Embeddings) -> Embeddings:
+    zeros = int((~vectors.any(axis=1)).sum())
+    if zeros:
+        raise AlignError(
+            f"{zeros} of {len(vectors)} picture embeddings are zero and have no direction: the "
+            "model is untrained, or its BatchNorm statistics were never estimated."
+        )
+    return vectors
+
+
+def why_bad(pairs: Pairs, rows: Iterable[int]) -> dict[int, str]:
+    """Those of the rows whose pictures were found not to decode, and why."""
+    bad = pairs.images.bad if isinstance(pairs.images, InTars) else {}
+    return {row: REASONS[bad[row]] for row in rows if row in bad}
 
 
 def number_alike(keys: Iterable[Hashable]) -> tuple[Ints, Ints]:

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
 
-from coyo_align.config import Loss, Part, Shape
+from coyo_align.config import Loss, Output, Part, Shape
 from coyo_align.errors import AlignError
 
 START_TEMPERATURE = 0.07
@@ -112,19 +113,33 @@ class Align(nn.Module):
         captions = torch.cat([self.embed_texts(*group) for group in texts]) if texts else None
         return images, captions, self.temperature, self.bias
 
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embed (batch, 3, height, width) pixel values as (batch, width) fp32 unit vectors."""
-        return unit(self.hf.get_image_features(pixels).pooler_output)
+    def embed_images(self, pixels: Tensor, output: Output = "embeddings") -> Tensor:
+        """Embed (batch, 3, height, width) pixel values as (batch, width) fp32 unit vectors.
 
-    def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
+        The other outputs are both the pooled output of the image tower: ALIGN has no projection
+        behind it.
+        """
+        features = self.hf.get_image_features(pixels).pooler_output
+        return unit(features) if output == "embeddings" else features.float()
+
+    def embed_texts(self, ids: Tensor, mask: Tensor, output: Output = "embeddings") -> Tensor:
         """Embed (batch, tokens) ids as (batch, width) fp32 unit vectors.
 
         Args:
             ids: token ids.
             mask: true where a token stands.
+            output: ``raw`` for the projection as it is, ``hidden`` for the last state of the first
+                token, [CLS], before it.
         """
         features = self.hf.get_text_features(ids, attention_mask=mask[:, None, None, :])
-        return unit(features.pooler_output)
+        if output == "hidden":
+            state: Tensor = features.last_hidden_state[:, 0]
+            return state.float()
+        return (
+            unit(features.pooler_output)
+            if output == "embeddings"
+            else features.pooler_output.float()
+        )
 
     def add_lora(self, rank: int) -> None:
         """Train low-rank updates of both towers instead of their weights (Hu et al. 2021).
@@ -133,16 +148,10 @@ class Align(nn.Module):
         convolutions; depthwise ones have nothing of low rank. The projection, the temperature and
         what is frozen besides stay as they were. ``to_hf`` adds the updates to the weights.
         """
-        from peft import LoraConfig, get_peft_model
-
         towers = [tower for tower in ("vision_model", "text_model") if self._is_trained(tower)]
         names = r"(query|key|value|dense|expand_conv|project_conv)$"
         pattern = rf"({'|'.join(towers)})\.(?!pooler).*" + names
-        chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern)
-        kept = {name for name, p in self.hf.text_projection.named_parameters() if p.requires_grad}
-        self.lora = [get_peft_model(self.hf, chosen)]  # in a list, or its weights would count twice
-        for name, parameter in self.hf.text_projection.named_parameters():
-            parameter.requires_grad_(name in kept)
+        self.lora = [low_rank(self.hf, rank, pattern, self.hf.text_projection)]
 
     def _is_trained(self, tower: str) -> bool:
         return any(p.requires_grad for p in getattr(self.hf, tower).parameters())
@@ -177,6 +186,29 @@ class Align(nn.Module):
             self.hf = self.lora.pop().merge_and_unload()
         self.hf.temperature.copy_(self.temperature)
         return self.hf
+
+
+def low_rank(hf: Any, rank: int, pattern: str, beside: nn.Module) -> Any:
+    """Put low-rank updates beside the layers whose name fits, and let only them be trained.
+
+    Args:
+        hf: the plain model, changed in place.
+        rank: of the updates.
+        pattern: a regular expression for whole names.
+        beside: a part of the model that is trained, or not, as it was.
+
+    Returns:
+        What merges them in the end. It holds the model: a module keeps it in a list, or its
+        weights would count twice.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    kept = {name for name, p in beside.named_parameters() if p.requires_grad}
+    chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern)
+    updated = get_peft_model(hf, chosen)
+    for name, parameter in beside.named_parameters():
+        parameter.requires_grad_(name in kept)
+    return updated
 
 
 class DropPath(nn.Module):
@@ -236,6 +268,36 @@ def reestimate_batchnorm(model: Align, images: Iterable[Tensor]) -> int:
         norm.momentum = momentum
     model.train(was_training)
     return len(norms)
+
+
+_NORMS = (
+    ("convolution", "batchnorm"),
+    ("expand_conv", "expand_bn"),
+    ("depthwise_conv", "depthwise_norm"),
+    ("project_conv", "project_bn"),
+)
+"""Convolutions of the image tower and the BatchNorm behind each."""
+
+
+def fold_batchnorm(model: Align) -> int:
+    """Put BatchNorm's running statistics into the weights of the convolutions before it, for good.
+
+    In ``eval`` it is a multiplication and an addition per channel, which the convolution can do
+    on the way; embeddings differ by about 1e-7. The model can't be trained or saved afterwards.
+
+    Returns:
+        How many BatchNorm layers are gone.
+    """
+    model.eval()
+    folded = 0
+    for layer in list(model.hf.vision_model.modules()):
+        for convolution, norm in _NORMS:
+            before, after = getattr(layer, convolution, None), getattr(layer, norm, None)
+            if isinstance(before, nn.Conv2d) and isinstance(after, BatchNorm):
+                setattr(layer, convolution, fuse_conv_bn_eval(before, after))
+                setattr(layer, norm, nn.Identity())
+                folded += 1
+    return folded
 
 
 def random_parts(model: Align) -> list[str]:

@@ -9,7 +9,7 @@ Left out: any other kind of tokenizer. A checkpoint's own one is loaded in ``che
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -25,6 +25,11 @@ Tokens = NDArray[np.int32]
 _SMALLEST_COUNT = 2
 """A piece seen once in the captions can't be learned from."""
 _CHUNK = 50_000
+_CHUNK_CHARACTERS = 4_000_000
+"""Before it cuts, the tokenizer takes a hundred bytes a character."""
+_LONGEST = 2**13
+"""Characters of a text that are looked at: more than 64 words of up to 100 letters, which is where
+WordPiece calls a word unknown. A stranger's caption may have 64 MiB."""
 _LETTERS_SHARE = 8
 """One in eight entries at most is for single letters; the rarer ones of more scripts are [UNK]."""
 
@@ -93,15 +98,30 @@ class TokenRows:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> TokenRows:
-    """Turn captions into token ids, cut at the tokenizer's length and without padding."""
+    """Turn captions into token ids, cut at the tokenizer's length and without padding.
+
+    Half a surrogate pair, which no text file holds but a Python string can, counts as "?".
+    """
     flat = [np.empty(0, np.int32)]
     lengths = [np.empty(0, np.int64)]
-    for start in range(0, len(captions), _CHUNK):
-        some = list(captions[start : start + _CHUNK])
+    for some in _chunks(captions):
         rows = tokenizer(some, truncation=True, padding=False)["input_ids"]
         lengths.append(np.fromiter((len(row) for row in rows), np.int64, len(rows)))
         flat.append(np.fromiter(chain.from_iterable(rows), np.int32, int(lengths[-1].sum())))
     return TokenRows(np.concatenate(flat), np.cumsum(np.concatenate(lengths)))
+
+
+def _chunks(captions: Sequence[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    characters = 0
+    for caption in captions:
+        chunk.append(caption[:_LONGEST].encode("utf-8", "replace").decode())
+        characters += len(chunk[-1])
+        if len(chunk) == _CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def pad(

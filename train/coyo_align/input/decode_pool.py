@@ -2,12 +2,14 @@
 
 A process that dies takes its answers with it, so the pictures it held are given out again one by
 one; one whose process dies on it alone is to blame. The same goes for a process that gives no
-answer for two minutes.
+answer for two minutes. SIGKILL comes from outside, often from a system short of memory, so it takes
+two of them to blame a picture.
 """
 
 import json
 import os
 import selectors
+import signal
 import tempfile
 import time
 from collections import deque
@@ -71,6 +73,7 @@ class DecodePool:
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._stillborn = 0
+        self._spared: set[int] = set()  # places of pictures on which a process was killed alone
         try:
             for _ in range(workers):
                 self._start()
@@ -125,7 +128,7 @@ class DecodePool:
             done += self._hear(key.data)
         now = time.monotonic()
         for worker in [w for w in self._workers if w.chunks and now - w.heard > _PATIENCE]:
-            done += self._bury(worker)
+            done += self._bury(worker, stuck=True)
         self._hand_out()
         if any(code == NOT_WRITTEN for _, code in done):
             raise AlignError("The disk of the pixels is full. Free some space, or use another one.")
@@ -180,7 +183,7 @@ class DecodePool:
             worker.answer = worker.answer[len(chunk) :]
         return done
 
-    def _bury(self, worker: _Worker) -> list[tuple[int, int]]:
+    def _bury(self, worker: _Worker, *, stuck: bool = False) -> list[tuple[int, int]]:
         """Replace a dead or stuck process, and give out again what it held."""
         self._selector.unregister(_out(worker.child))
         self._workers.remove(worker)
@@ -191,8 +194,13 @@ class DecodePool:
             self._stillborn += 1
             if code >= 0 or self._stillborn > _STILLBORN:  # it ended by itself, or all are killed
                 raise RuntimeError(f"a picture decoder does not start (exit code {code})")
-        elif chunks and len(chunks[0]) == 1:
-            done.append((chunks.pop(0)[0][3], CRASHED))
+        elif _alone(chunks):
+            place = chunks[0][0][3]
+            if code == -signal.SIGKILL and not stuck and place not in self._spared:
+                self._spared.add(place)
+            else:
+                done.append((place, CRASHED))
+                del chunks[0]
         elif chunks:
             chunks[:1] = [[job] for job in chunks[0]]
         self._waiting.extendleft(reversed(chunks))

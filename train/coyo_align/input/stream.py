@@ -31,7 +31,12 @@ _PAUSE = 0.01
 
 
 def stream(
-    pairs: Pairs, batches: Iterable[Batch], workers: int | None = None, ahead: int = 2
+    pairs: Pairs,
+    batches: Iterable[Batch],
+    workers: int | None = None,
+    ahead: int = 2,
+    *,
+    longest: int | None = None,
 ) -> Generator[tuple[Rows, Pixels]]:
     """Yield the rows of each batch and their pictures, (rows, height, width, 3) bytes.
 
@@ -48,19 +53,21 @@ def stream(
 
     Args:
         pairs: what the rows are of.
-        batches: rows and reserves; no batch may be longer than the first.
+        batches: rows and reserves; no batch may be longer than the first, or than ``longest``.
         workers: decoding processes, None for those ``load_pairs`` was given.
         ahead: batches that are prepared while one is used.
+        longest: rows of a batch at most, None for those of the first.
 
     Raises:
         AlignError: a batch's reserve is used up.
     """
+    longest = longest and min(longest, len(pairs))
     hand = _Hand(ahead + 2)
     images = pairs.images
     if isinstance(images, Decoded):
-        made = _gathered(images, iter(batches), hand)
+        made = _gathered(images, iter(batches), hand, longest)
     elif isinstance(images, InTars):
-        made = _decoded(images, iter(batches), hand, workers or images.workers)
+        made = _decoded(images, iter(batches), hand, workers or images.workers, longest)
     else:
         raise TypeError(f"pictures of a {type(images).__name__} can't be streamed")
     thread = threading.Thread(target=hand.run, args=(made,), name="pictures", daemon=True)
@@ -133,7 +140,9 @@ class _Hand:
             return ready
 
 
-def _gathered(images: Decoded, batches: Iterator[Batch], hand: _Hand) -> Generator[_Ready]:
+def _gathered(
+    images: Decoded, batches: Iterator[Batch], hand: _Hand, longest: int | None
+) -> Generator[_Ready]:
     ring: Pixels | None = None
     while not hand.stop.is_set():
         if (buffer := hand.room(_LOOK_UP)) is None:
@@ -142,7 +151,9 @@ def _gathered(images: Decoded, batches: Iterator[Batch], hand: _Hand) -> Generat
             return
         rows, _ = batch
         if ring is None:
-            ring = np.empty((hand.buffers, len(rows), *images.pixels.shape[1:]), dtype=np.uint8)
+            ring = np.empty(
+                (hand.buffers, longest or len(rows), *images.pixels.shape[1:]), dtype=np.uint8
+            )
         _check_length(len(rows), ring.shape[1])
         pixels = ring[buffer, : len(rows)]
         # Any other mode than "clip" makes a copy first; a row too high fails in ``places``.
@@ -169,14 +180,14 @@ class _UnderWay:
 
 
 def _decoded(
-    images: InTars, batches: Iterator[Batch], hand: _Hand, workers: int
+    images: InTars, batches: Iterator[Batch], hand: _Hand, workers: int, longest: int | None
 ) -> Generator[_Ready]:
     while (buffer := hand.room(_LOOK_UP)) is None:
         if hand.stop.is_set():
             return
     if (batch := next(batches, None)) is None:
         return
-    longest = max(1, len(batch[0]))
+    longest = max(1, longest or len(batch[0]))
     target = shared_file(hand.buffers * longest * row_bytes(images.geometry))
     try:
         ring = map_pixels(target, hand.buffers * longest, images.geometry)

@@ -4,6 +4,7 @@ They are decoded by the same child processes with the same limits, since a folde
 be a stranger's as much as a tar.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,16 +56,11 @@ def file_pairs(files: Sequence[Path], preprocess: Preprocess, workers: int | Non
     skipped: Counter[str] = Counter()
     usable = []
     for path in files:
-        try:
-            stat = path.stat()
-            path.open("rb").close()
-        except OSError:
-            skipped[UNREADABLE] += 1
-            continue
-        if stat.st_size > MAX_BYTES:
-            skipped[TOO_LONG] += 1
+        found = _looked_at(path)
+        if isinstance(found, Tar):
+            usable.append(found)
         else:
-            usable.append(Tar(path, stat.st_size, stat.st_mtime_ns))
+            skipped[found] += 1
     if not usable:
         raise AlignError(
             f"None of {len(files):,} pictures can be read: {files[0] if files else 'none given'} "
@@ -84,3 +80,18 @@ def file_pairs(files: Sequence[Path], preprocess: Preprocess, workers: int | Non
     )
     images = InTars(index, preprocess.geometry, workers or cores())
     return Pairs(images, index.captions, index.ids, dict(skipped), 0, index.fields)
+
+
+def why_unusable(path: Path) -> str | None:
+    """Why a picture file can't be read at all, None where it can."""
+    found = _looked_at(path)
+    return None if isinstance(found, Tar) else found
+
+
+def _looked_at(path: Path) -> Tar | str:
+    try:
+        with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+    except (OSError, ValueError):  # a path with a zero byte
+        return UNREADABLE
+    return Tar(path, stat.st_size, stat.st_mtime_ns) if stat.st_size <= MAX_BYTES else TOO_LONG
