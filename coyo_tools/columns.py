@@ -14,6 +14,8 @@ ID = "id"
 URL = "url"
 TEXT = "text"
 IMAGE_PHASH = "image_phash"
+LABELS = "labels"
+"""COYO-Labeled-300M's classes of a picture, where COYO-700M has a text."""
 
 
 @dataclass(frozen=True)

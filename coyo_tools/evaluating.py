@@ -1,7 +1,7 @@
 """Evaluate: the stage that lets ``coyo_align`` score a run on shards and keeps the scores."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,19 +31,25 @@ _OPTIONS = {
     "retrieval": {"captions", "split"},
     "classification": {"labels", "label_field", "templates", "imagenet_templates"},
     "knn": {"gallery", "labels", "label_field"},
+    "labels": {"label_field"},
 }
 _NEEDED = {
     "classification": ("labels", "the classes: a file with one a line, or names like cat,dog"),
     "knn": ("gallery", "a directory of shards with the labelled neighbours"),
 }
 TASKS = tuple(_OPTIONS)
+_TASKS_OF = {"align": ("retrieval", "classification", "knn"), "vit": ("labels",)}
+"""Of each kind of model, the first one being what is measured where nobody says what."""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What is measured and how; ``check`` knows which settings belong to which task."""
+    """What is measured and how; ``check`` knows which settings belong to which task.
 
-    task: str = "retrieval"
+    Without a ``task`` it is the model that decides: retrieval of an ALIGN, labels of a ViT.
+    """
+
+    task: str | None = None
     captions: Path | None = None
     split: str | None = None
     labels: str | None = None
@@ -62,23 +68,44 @@ class EvaluateSettings:
 
     def check(self) -> None:
         """Raise ``TrainingError`` if a setting is none of the task's, or one of its is missing."""
-        if self.task not in _OPTIONS:
-            raise TrainingError(f"There is no task {self.task!r}.", f"Tasks: {', '.join(TASKS)}.")
-        chosen = self.chosen()
-        every = set().union(*_OPTIONS.values())
-        for name in sorted(every & set(chosen) - _OPTIONS[self.task]):
-            tasks = " and ".join(task for task in TASKS if name in _OPTIONS[task])
-            raise TrainingError(
-                f"`{_option(name)}` says nothing about the task {self.task}.",
-                f"It belongs to {tasks}: choose with --task.",
-            )
-        name, about = _NEEDED.get(self.task, ("task", ""))
-        if name not in chosen:
-            raise TrainingError(f"The task {self.task} needs `{_option(name)}`, {about}.")
+        if self.task is not None:
+            self._check_task(self.task)
         if self.templates and self.imagenet_templates:
             raise TrainingError("Both `--template` and `--imagenet-templates` are given.")
         if self.split and not self.captions:
             raise TrainingError("`--split` chooses from `--captions`, which is not given.")
+
+    def _check_task(self, task: str) -> None:
+        if task not in _OPTIONS:
+            raise TrainingError(f"There is no task {task!r}.", f"Tasks: {', '.join(TASKS)}.")
+        chosen = self.chosen()
+        every = set().union(*_OPTIONS.values())
+        for name in sorted(every & set(chosen) - _OPTIONS[task]):
+            tasks = " and ".join(known for known in TASKS if name in _OPTIONS[known])
+            raise TrainingError(
+                f"`{_option(name)}` says nothing about the task {task}.",
+                f"It belongs to {tasks}: choose with --task.",
+            )
+        name, about = _NEEDED.get(task, ("task", ""))
+        if name not in chosen:
+            raise TrainingError(f"The task {task} needs `{_option(name)}`, {about}.")
+
+
+def _of_kind(settings: EvaluateSettings, kind: str, run: str) -> EvaluateSettings:
+    """Settings with a task, if a model of this kind can do it."""
+    if kind not in _TASKS_OF:
+        raise TrainingError(
+            f"{run} holds a model of type {kind!r}.", "Give an ALIGN or a ViT with a classifier."
+        )
+    tasks = _TASKS_OF[kind]
+    settings = replace(settings, task=settings.task or tasks[0])
+    if settings.task not in tasks:
+        raise TrainingError(
+            f"{run} holds a model of type {kind!r}, which can't do the task {settings.task}.",
+            f"Its tasks: {', '.join(tasks)}.",
+        )
+    settings.check()
+    return settings
 
 
 def evaluate_run(
@@ -91,7 +118,7 @@ def evaluate_run(
     overwrite: bool = False,
     on_progress: Progress = no_progress,
 ) -> "TaskScores":
-    """Measure what a run, or any ALIGN directory, can do on shards.
+    """Measure what a run, or any ALIGN or ViT directory, can do on shards.
 
     With ``output`` the scores are also kept there as an artifact.
 
@@ -107,14 +134,17 @@ def evaluate_run(
     data = open_shards(shards)
     chosen = open_source(subset) if subset is not None else None
     with align_errors("coyo evaluate"):
-        from coyo_align.checkpoint import locate
+        from coyo_align.checkpoint import kind_of, locate
 
         directory = locate(run)
     if not directory.is_dir():
         raise SourceError(
             f"{run} does not exist or is not a directory.",
-            "Give a run, an ALIGN directory, or a name on the hub such as kakaobrain/align-base.",
+            "Give a run, an ALIGN or ViT directory, or a name on the hub such as "
+            "kakaobrain/align-base.",
         )
+    with align_errors("coyo evaluate"):
+        settings = _of_kind(settings, kind_of(directory), str(run))
     inputs = [_run_input(str(run), directory), *inputs_of(data, chosen)]
     if settings.gallery is not None:
         gallery = open_shards(settings.gallery).fingerprint
@@ -154,6 +184,7 @@ def _scores(
     on_progress: Progress,
 ) -> "TaskScores":
     from coyo_align.embed import Embedder
+    from coyo_align.scoring.classifier import evaluate_classifier
     from coyo_align.scoring.evaluate import (
         evaluate_classification,
         evaluate_knn,
@@ -163,9 +194,19 @@ def _scores(
     from coyo_align.scoring.templates import DEFAULT_TEMPLATE, IMAGENET_TEMPLATES
 
     threads, label_field = settings.threads, settings.label_field or CLS
-    embedder = Embedder(
-        run, settings.batch_size or 256, threads, settings.device, on_progress=on_progress
-    )
+    batch_size = settings.batch_size or 256
+    if settings.task == "labels":
+        return evaluate_classifier(
+            run,
+            shards,
+            ids,
+            label_field=settings.label_field,
+            batch_size=batch_size,
+            threads=threads,
+            device=settings.device,
+            on_progress=on_progress,
+        )
+    embedder = Embedder(run, batch_size, threads, settings.device, on_progress=on_progress)
     if settings.task == "classification":
         shipped = IMAGENET_TEMPLATES if settings.imagenet_templates else (DEFAULT_TEMPLATE,)
         return evaluate_classification(

@@ -235,9 +235,10 @@ _KINDS: dict[str, _Kind] = {
         _index,
     ),
     "train": _Kind(
-        frozenset({"shards", "subset"}),
+        frozenset({"shards", "subset", "labels"}),
         {
-            "samples": int, "model": str, "seed": int, "batch_size": int, "learning_rate": float,
+            "samples": int, "model": str, "task": str, "classes": int, "label_field": str,
+            "seed": int, "batch_size": int, "learning_rate": float,
             "schedule": str, "warmup_share": float, "loss": str, "temperature": float,
             "weight_decay": float, "label_smoothing": float, "smallest_crop": float,
             "masked_tokens": float, "text_dropout": float, "drop_path": float, "ema": float,

@@ -1,5 +1,7 @@
 """WebDataset tars keyed by id: for every sample ``ID.jpg``, ``ID.txt`` and ``ID.json``.
 
+A labelled pool has no texts, and its samples no ``.txt``: the labels are in the ``.json``.
+
 Plain tars that webdataset, datasets and torch read without our code. The same samples give the
 same bytes: fixed order, no times, no owners. The headers are written here, since tarfile takes
 most of a sample's time to make them; they are those that tarfile would write.
@@ -38,7 +40,7 @@ _HELD_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a shard: its picture, its caption, and all columns of its row."""
+    """One sample of a shard: its picture, its caption or "", and all columns of its row."""
 
     id: int
     jpeg: bytes
@@ -48,17 +50,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One sample as it lies in a tar: the bytes of its three files."""
+    """One sample as it lies in a tar: the bytes of its files; no text is no file."""
 
     id: int
     jpeg: bytes
-    text: bytes
+    text: bytes | None
     row: bytes
 
 
-def encode_sample(id_: int, jpeg: bytes, text: str, row: Mapping[str, Any]) -> EncodedSample:
+def encode_sample(id_: int, jpeg: bytes, text: str | None, row: Mapping[str, Any]) -> EncodedSample:
     """Make a sample's files; ``row`` holds its columns and becomes the ``.json``."""
-    return EncodedSample(id_, jpeg, text.encode(), _to_json(row))
+    return EncodedSample(id_, jpeg, None if text is None else text.encode(), _to_json(row))
 
 
 def encoded_samples(tar: Path) -> Iterator[EncodedSample]:
@@ -71,7 +73,8 @@ def encoded_samples(tar: Path) -> Iterator[EncodedSample]:
             return b"" if file is None else file.read()
 
         for id_ in sorted(int(name[:-4]) for name in members if name.endswith(".jpg")):
-            yield EncodedSample(id_, read(f"{id_}.jpg"), read(f"{id_}.txt"), read(f"{id_}.json"))
+            text = read(f"{id_}.txt") if f"{id_}.txt" in members else None
+            yield EncodedSample(id_, read(f"{id_}.jpg"), text, read(f"{id_}.json"))
 
 
 def shard_name(number: int) -> str:
@@ -112,10 +115,12 @@ class ShardWriter:
 
     def add_encoded(self, sample: EncodedSample) -> None:
         """Append a sample whose files are ready."""
-        files = (
-            _member(f"{sample.id}.jpg", sample.jpeg)
-            + _member(f"{sample.id}.txt", sample.text)
-            + _member(f"{sample.id}.json", sample.row)
+        named = {"jpg": sample.jpeg, "txt": sample.text, "json": sample.row}
+        files = tuple(
+            part
+            for suffix, data in named.items()
+            if data is not None
+            for part in _member(f"{sample.id}.{suffix}", data)
         )
         if self._front is None:
             self._write(files)
@@ -227,5 +232,5 @@ def read_samples(shards: Path, wanted: Mapping[int, str]) -> dict[int, Sample]:
                     parts.setdefault(stem, {})[suffix] = file.read()
         for stem, files in parts.items():
             row = json.loads(files["json"])
-            found[int(stem)] = Sample(int(stem), files["jpg"], files["txt"].decode(), row)
+            found[int(stem)] = Sample(int(stem), files["jpg"], files.get("txt", b"").decode(), row)
     return found

@@ -68,7 +68,8 @@ class LedgerInfo:
 class ShardsInfo:
     """All that ``coyo shards info`` finds out about a folder.
 
-    ``whole`` samples have all parts: ``.jpg``, ``.txt`` and ``.json`` in our own shards, in others'
+    ``whole`` samples have all parts: ``.jpg``, ``.txt`` (not those of a labelled pool) and
+    ``.json`` in our own shards, in others'
     what more than half of the samples have; ``files`` counts samples by the suffixes they have.
     ``missing`` says what our own shards would have besides, which is no fault.
     """
@@ -121,7 +122,10 @@ def shards_info(
     paths, special = _tars_of(directory)
     manifest = _manifest_of(directory)
     ours = isinstance(manifest, Manifest) or (directory / LEDGER).exists()
-    tally = ShardTally(_PARTS if ours else (), samples if grid is not None else 0, seed)
+    parts: tuple[str, ...] = _PARTS
+    if isinstance(manifest, Manifest) and manifest.details.get("captions") is False:
+        parts = ("jpg", "json")  # of a labelled pool
+    tally = ShardTally(parts if ours else (), samples if grid is not None else 0, seed)
     for path in special:
         tally.faults.add("named like a tar, but no file", path.name)
     with tempfile.TemporaryDirectory(prefix="coyo-shards-") as scratch:

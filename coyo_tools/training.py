@@ -39,6 +39,10 @@ class TrainSettings:
 
     samples: int
     model: str = "compact"
+    task: str | None = None
+    labels: str | None = None
+    classes: int | None = None
+    label_field: str | None = None
     seed: int = 0
     batch_size: int | None = None
     accumulate: int | None = None
@@ -90,7 +94,7 @@ def train_model(
     on_progress: "Callable[[Standing], None] | None" = None,
     on_load: Progress = no_progress,
 ) -> "TrainResult":
-    """Train an ALIGN on shards, on all their samples or those whose id is in ``subset``.
+    """Train an ALIGN or a ViT on shards, on all their samples or those whose id is in ``subset``.
 
     Args:
         shards: directory of tars.

@@ -118,11 +118,14 @@ def test_classification_and_knn_are_tables_of_shares(place: Path) -> None:
     ("settings", "said"),
     [
         ({"task": "retrival"}, "no task 'retrival'.*retrieval, classification, knn"),
-        ({"labels": "a,b"}, "`--labels` says nothing.*retrieval.*classification and knn"),
+        (
+            {"task": "retrieval", "labels": "a,b"},
+            "`--labels` says nothing.*retrieval.*classification and knn",
+        ),
         ({"task": "knn", "templates": ("a {}",)}, "`--template` says nothing about the task knn"),
         ({"task": "classification"}, "needs `--labels`"),
         ({"task": "knn"}, "needs `--gallery`"),
-        ({"split": "test"}, "`--captions`, which is not given"),
+        ({"task": "retrieval", "split": "test"}, "`--captions`, which is not given"),
         (
             {"task": "classification", "labels": "a,b", "templates": ("a {}",)}
             | {"imagenet_templates": True},

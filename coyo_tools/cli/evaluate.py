@@ -29,13 +29,17 @@ def evaluate_command(
     run: Annotated[
         str,
         typer.Argument(
-            help="A run, any ALIGN directory, or a name on the hub: owner/name[@revision]."
+            help="A run, any ALIGN or ViT directory, or a name on the hub: owner/name[@revision]."
         ),
     ],
     data: Annotated[Path, typer.Option(help=SHARDS_HELP)],
     task: Annotated[
-        str, typer.Option(help="retrieval, classification (zero-shot) or knn.")
-    ] = "retrieval",
+        str | None,
+        typer.Option(
+            help="Of an ALIGN: retrieval (default), classification (zero-shot) or knn. Of a ViT: "
+            "labels."
+        ),
+    ] = None,
     subset: Subset = None,
     captions: Annotated[
         Path | None,
@@ -53,7 +57,10 @@ def evaluate_command(
     ] = None,
     label_field: Annotated[
         str | None,
-        typer.Option(help="Field of the samples' json with their label; default the .cls file."),
+        typer.Option(
+            help="Field of the samples' json with their label; default the .cls file, of a ViT "
+            "run what it was trained on."
+        ),
     ] = None,
     template: Annotated[
         list[str] | None,
@@ -76,10 +83,11 @@ def evaluate_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Measure retrieval, zero-shot classification or kNN, with 95 % intervals and chance.
+    """Measure retrieval, classification or kNN, with 95 % intervals and chance.
 
     Retrieval is recall@1/5/10 both ways and the median rank; classification top-1, top-5 and the
-    mean per class; knn 1-NN and 20-NN of the image tower alone.
+    mean per class; knn 1-NN and 20-NN of the image tower alone. A ViT run is measured by the
+    labels of the pictures: top-1, top-5 and the mean per class.
     """
     from coyo_tools.evaluating import EvaluateSettings, evaluate_run
 
@@ -112,7 +120,7 @@ def evaluate_command(
     from coyo_align.scoring.evaluate import ClassScores
 
     if isinstance(scores, ClassScores):
-        _print_classes(task, scores)
+        _print_classes(task or "labels", scores)
     else:
         _print_retrieval(scores)
     say_left_out(scores, str(data))
@@ -174,5 +182,6 @@ def register(app: typer.Typer) -> None:
             "coyo evaluate run --data coco/shards --captions dataset_coco.json --split test",
             "coyo evaluate run --data pets --task classification --labels breeds.txt",
             "coyo evaluate run --data val --task knn --gallery train --json",
+            "coyo evaluate vit-run --data heldout/shards --label-field cls",
         ),
     )(evaluate_command)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coyo_align.dryrun import DryRun
 
 _LEARNING = "Learning"
+_LABELS = "Labels"
 _MUCH_WAITING = 0.1
 _REGULAR = "Against learning by heart"
 _COMPUTE = "Computing"
@@ -32,7 +33,7 @@ _COMPUTE = "Computing"
 def train_command(
     shards: Annotated[Path, typer.Argument(help=SHARDS_HELP)],
     samples: Annotated[
-        int, typer.Option(help="Budget: image-text pairs seen, repeats counted.", min=1)
+        int, typer.Option(help="Budget: pairs, or labelled pictures, seen; repeats counted.", min=1)
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for the run.")
@@ -40,11 +41,41 @@ def train_command(
     model: Annotated[
         str,
         typer.Option(
-            help="From scratch: compact (64 px), b0-mini (128), b3-mini or b7-base (289). To be "
-            "fine-tuned: a local ALIGN directory, or a name on the hub such as "
-            "kakaobrain/align-base, with @revision if need be."
+            help="From scratch: compact (64 px), b0-mini (128), b3-mini or b7-base (289); for "
+            "labels vit-tiny (64) or vit-b16 (224). To be fine-tuned: a local ALIGN or ViT "
+            "directory, or a name on the hub such as kakaobrain/align-base or "
+            "google/vit-base-patch16-224, with @revision if need be."
         ),
     ] = "compact",
+    task: Annotated[
+        str | None,
+        typer.Option(help="pairs (default): an ALIGN on captions. labels: a ViT on classes."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the classes: a file with one a line, or names like cat,dog,horse. "
+            "Default numbers.",
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            help="How many classes, if they have no names; default the highest number in the "
+            "data + 1.",
+            min=2,
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
+    label_field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of the samples' json: a list of class numbers beside label_probs (default: "
+            "labels, as in COYO-Labeled-300M), or one class; cls is the .cls file.",
+            rich_help_panel=_LABELS,
+        ),
+    ] = None,
     subset: Subset = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     batch_size: Annotated[
@@ -53,7 +84,7 @@ def train_command(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak; default 2e-3 from scratch, else 1e-5.",
+            help="Peak; default 2e-3 from scratch, else 1e-5; of a ViT 1e-3, else 5e-5.",
             rich_help_panel=_LEARNING,
         ),
     ] = None,
@@ -108,12 +139,12 @@ def train_command(
     weight_decay: Annotated[
         float | None,
         typer.Option(
-            help="Of AdamW, on matrices; default 1 from scratch, 0.1 for a checkpoint.",
+            help="Of AdamW, on matrices; default 1 from scratch, 0.1 for a checkpoint or a ViT.",
             rich_help_panel=_REGULAR,
         ),
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="Of infonce, 0 to 1.", rich_help_panel=_REGULAR)
+        float | None, typer.Option(help="Of infonce or labels, 0 to 1.", rich_help_panel=_REGULAR)
     ] = None,
     smallest_crop: Annotated[
         float | None,
@@ -222,7 +253,7 @@ def train_command(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train an ALIGN; the run loads in transformers as it is.
+    """Train an ALIGN, or a ViT on labels; the run loads in transformers as it is.
 
     Runs with the same --samples are compared at the same compute, however large their data. A run
     that is stopped goes on when the same command is given again. With several GPUs put
@@ -233,6 +264,10 @@ def train_command(
     settings = TrainSettings(
         samples=samples,
         model=model,
+        task=task,
+        labels=labels,
+        classes=classes,
+        label_field=label_field,
         seed=seed,
         batch_size=batch_size,
         accumulate=accumulate,
@@ -265,7 +300,7 @@ def train_command(
         tensorboard=tensorboard or None,
     )
     if dry_run:
-        _print_plan(plan_training(shards, settings, subset=subset), as_json)
+        _print_plan(plan_training(shards, settings, subset=subset), _what(task), as_json)
         return
     if output is None:
         raise typer.BadParameter("a run needs a directory", param_hint="'--output' / '-o'")
@@ -286,7 +321,8 @@ def train_command(
         print_json(asdict(result))
         return
     print_table(
-        ["pairs", "samples seen", "epochs", "parameters", "final loss", "images/s", "data wait"],
+        [_what(task), "samples seen", "epochs", "parameters", "final loss", "images/s"]
+        + ["data wait"],
         [
             [result.pairs, result.samples_seen, result.epochs, result.parameters]
             + [result.final_loss, round(result.samples_per_second), f"{result.data_wait:.1%}"]
@@ -305,7 +341,11 @@ def train_command(
     say(f"{result.seconds:.0f} s on {result.device} -> {output}")
 
 
-def _print_plan(plan: "DryRun", as_json: bool) -> None:
+def _what(task: str | None) -> str:
+    return "pictures" if task == "labels" else "pairs"
+
+
+def _print_plan(plan: "DryRun", what: str, as_json: bool) -> None:
     if as_json:
         print_json(asdict(plan))
         return
@@ -315,7 +355,7 @@ def _print_plan(plan: "DryRun", as_json: bool) -> None:
     print_table(
         ["what", "takes"],
         [
-            ["pairs", f"{plan.pairs:,}, each seen {plan.epochs:.2f} times in {plan.steps:,} steps"],
+            [what, f"{plan.pairs:,}, each seen {plan.epochs:.2f} times in {plan.steps:,} steps"],
             ["parameters", f"{total:,} ({towers})"],
             ["trained", f"{trained:,}"],
             ["FLOPs a sample", f"{cost.step_flops / 1e9:.2f} G, of them forward "
@@ -340,5 +380,6 @@ def register(app: typer.Typer) -> None:
             "coyo train shards -o run --samples 200000",
             "coyo train shards -o run-clean --subset clean --samples 200000 --seed 1",
             "coyo train shards -o tuned --model kakaobrain/align-base --freeze batchnorm --dry-run",
+            "coyo train labelled -o vit --samples 200000 --model vit-tiny --task labels",
         ),
     )(train_command)

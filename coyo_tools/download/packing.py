@@ -102,7 +102,7 @@ def _new_samples(
                         "phash_distance": fate["phash_distance"],
                     }
                 fate["shard"] = name
-                yield encode_sample(row[ID], entry.jpeg, row[TEXT], row)
+                yield encode_sample(row[ID], entry.jpeg, row.get(TEXT), row)
             fates.append(fate)
 
 
@@ -112,7 +112,7 @@ def judge(
     """Return a row's fate, without the shard: that of its url, and the judgement of its pHash.
 
     Args:
-        row: with id, url, text and, if there is one, image_phash.
+        row: with id, url and, if there are such columns, text and image_phash.
         entry: what became of its url.
         settings: whose ``max_drift`` says from when on a picture is another.
     """
@@ -128,7 +128,7 @@ def judge(
     fate["bytes"] = entry.bytes_served
     if entry.outcome != OK or entry.served_phash is None:
         return fate
-    if row[TEXT] is None or not row[TEXT].strip():
+    if TEXT in row and not (row[TEXT] or "").strip():
         return fate | {"outcome": NO_CAPTION, "detail": "the text is empty"}
     expected = row.get(IMAGE_PHASH)
     if expected is None:

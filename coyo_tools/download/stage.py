@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from coyo_tools.columns import ID, IMAGE_PHASH, TEXT, URL
+from coyo_tools.columns import ID, IMAGE_PHASH, LABELS, TEXT, URL
 from coyo_tools.download.fetch import check_policy, fetch
 from coyo_tools.download.forecast import Forecast, forecast_from
 from coyo_tools.download.ledger import OK
@@ -84,7 +84,7 @@ def download_pictures(
     One that was stopped goes on.
 
     Args:
-        source: the pool or subset; with columns ``url`` and ``text``.
+        source: the pool or subset; with columns ``url``, and ``text`` or ``labels``.
         output: directory to make.
         settings: how.
         overwrite: replace a finished result, whatever it is of.
@@ -224,9 +224,13 @@ def _begun_for(
 
 def _open_pool(source: str | Path) -> Source:
     pool = open_source(source)
-    for name in (URL, TEXT):
-        if name not in pool.columns:
-            raise ColumnError(f"{source} has no column `{name}`, so there is nothing to download.")
+    if URL not in pool.columns:
+        raise ColumnError(f"{source} has no column `{URL}`, so there is nothing to download.")
+    if TEXT not in pool.columns and LABELS not in pool.columns:
+        raise ColumnError(
+            f"{source} has no column `{TEXT}`, so there is nothing to download.",
+            f"A pool without captions needs `{LABELS}`, as COYO-Labeled-300M has them.",
+        )
     for name in (URL, TEXT, IMAGE_PHASH):
         if name in pool.columns and not pa.types.is_string(pool.schema.field(name).type):
             kind = pool.schema.field(name).type
@@ -390,6 +394,7 @@ def _conclude(
         details={
             "urls": plan.urls if earlier is None else read_manifest(earlier).details["urls"],
             "outcomes": outcomes,
+            "captions": TEXT in pool.columns,
             "retryable": sum(retryable for _, _, retryable, _ in counts),
             "bytes_served": sum(served for _, _, _, served in counts),
             "pace": asdict(settings.pace),

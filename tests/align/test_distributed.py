@@ -36,11 +36,9 @@ GRADIENTS = """
 import json, sys
 from pathlib import Path
 import torch
-from coyo_align import finetune as loop
-from coyo_align.batch import training_batches
 from coyo_align.config import TrainConfig
-from coyo_align.distributed import find_world, joined, share_of_batch
-from coyo_align.prepare import make_model, plan_batches, prepare
+from coyo_align.distributed import find_world, joined
+from coyo_align.task import prepare_task
 from safetensors.torch import save_file
 settings = json.loads(sys.argv[1])
 settings |= {name: Path(settings[name]) for name in ("shards", "output")}
@@ -48,12 +46,10 @@ config, world, device = TrainConfig(**settings), find_world(), torch.device("cpu
 torch.set_num_threads(1)
 with joined(world, device):
     torch.manual_seed(0)
-    checkpoint, pairs, feed = prepare(config, device, None)
-    model = make_model(config, checkpoint, world, device)
-    plan = plan_batches(config, checkpoint, share_of_batch(config.batch_size, world), device)
-    towers = loop.ready_towers(config, model, pairs, feed, plan, world)
-    loss = loop.backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
-    found = {n: p.grad.contiguous() for n, p in model.named_parameters() if p.grad is not None}
+    task = prepare_task(config, world, device)
+    task.ready()
+    loss = task.backward(next(task.batches(0)))
+    found = {n: p.grad.contiguous() for n, p in task.model.named_parameters() if p.grad is not None}
     if world.leads:
         save_file(found | {"loss": loss}, config.output)
 """

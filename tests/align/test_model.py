@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from coyo_align import finetune as loop
-from coyo_align.batch import training_batches
 from coyo_align.config import SHAPES, TrainConfig, make_config
+from coyo_align.contrast import Contrast, prepare
 from coyo_align.distributed import World
 from coyo_align.errors import AlignError
 from coyo_align.finetune import finetune
 from coyo_align.loss import sigmoid_loss
 from coyo_align.model import Align, build, unit
 from coyo_align.optim import AveragedWeights
-from coyo_align.prepare import make_model, plan_batches, prepare
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
@@ -165,14 +163,17 @@ def test_a_sigmoid_run_learns_its_bias(trained: Trained, tmp_path: Path) -> None
 
 def gradients(config: TrainConfig) -> tuple[float, dict[str, Tensor]]:
     """Of one batch, as the loop computes them."""
-    torch.manual_seed(0)
-    checkpoint, pairs, feed = prepare(config, CPU, None)
-    model = make_model(config, checkpoint, World(), CPU)
-    plan = plan_batches(config, checkpoint, slice(0, config.batch_size), CPU)
-    towers = loop.ready_towers(config, model, pairs, feed, plan, World())
-    loss = loop.backward(config, towers, next(training_batches(pairs, feed, plan, 0)))
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    task = ready(config)
+    loss = task.backward(next(task.batches(0)))
+    found = {n: p.grad.clone() for n, p in task.model.named_parameters() if p.grad is not None}
     return loss.item(), found
+
+
+def ready(config: TrainConfig) -> Contrast:
+    torch.manual_seed(0)
+    task = prepare(config, World(), CPU, None)
+    task.ready()
+    return task
 
 
 def still(trained: Trained, **changes: Any) -> TrainConfig:
@@ -209,15 +210,12 @@ def test_trap_07_shows_without_care(trained: Trained) -> None:
     """What accumulating batches of another loss, as a Trainer does, makes of the gradient."""
     config = still(trained, freeze=("batchnorm",), temperature=0.01)
     _, whole = gradients(config)
-    torch.manual_seed(0)
-    checkpoint, pairs, feed = prepare(config, CPU, None)
-    model = make_model(config, checkpoint, World(), CPU)
-    plan = dataclasses.replace(plan_batches(config, checkpoint, slice(0, 32), CPU), parts=4)
-    towers = loop.ready_towers(config, model, pairs, feed, plan, World())
-    for part in next(training_batches(pairs, feed, plan, 0)).parts:
-        (towers.loss(config, *towers.embed(part)) / 4).backward()
+    task = ready(config)
+    task.plan = dataclasses.replace(task.plan, parts=4)
+    for part in next(task.batches(0)).parts:
+        (task.loss(*task.embed(part)) / 4).backward()
     name = "hf.text_projection.weight"
-    summed = dict(model.named_parameters())[name].grad
+    summed = dict(task.model.named_parameters())[name].grad
     assert (summed - whole[name]).norm() > 0.02 * whole[name].norm()
 
 

@@ -100,7 +100,7 @@ def test_a_truncated_tar_keeps_what_is_whole_and_names_itself(tmp_path: Path, ke
 @pytest.mark.parametrize("content", [b"", b"this is no tar" * 100])
 def test_what_is_no_tar_leaves_nothing_and_says_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.tar").write_bytes(content)
-    with pytest.raises(AlignError, match=r"No usable pair .*bad\.tar"):
+    with pytest.raises(AlignError, match=r"No usable sample .*bad\.tar"):
         load_pairs(tmp_path, SMALL)
 
 

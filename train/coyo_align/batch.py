@@ -1,13 +1,14 @@
 """Rows of the pairs to tensors on the device: the only place where bytes become floats.
 
-``training_batches`` gives pictures and captions of one step after the other, decoded ahead and on
-their way to the device while it computes. All chance comes from the run's seed and the number of
-the step, so that the sequence is the same from wherever it begins, with any number of decoding
-processes, and shared out among any number of training processes.
+``training_batches`` gives the pictures of one step after the other and what stands beside them
+(``beside``), decoded ahead and on their way to the device while it computes. All chance comes from
+the run's seed and the number of the step, so that the sequence is the same from wherever it begins,
+with any number of decoding processes, and shared out among any number of training processes.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coyo_align.augment import crop, draw_masks, draw_windows
-from coyo_align.config import MAX_TOKENS
+from coyo_align.augment import crop, draw_windows
+from coyo_align.beside import Beside, Group
 from coyo_align.device import seed_of
 from coyo_align.input.data import Pairs
 from coyo_align.input.images import Pixels, Preprocess
@@ -29,6 +30,37 @@ _ORDER, _CHANCE, _RESERVE, _NORMS = range(4)
 _RESERVE_ROWS = 32
 
 
+def to_floats(pixels: Tensor, preprocess: Preprocess, device: torch.device) -> Tensor:
+    """Rescale (rows, height, width, 3) bytes on the device as the model wants its pixel values.
+
+    Returns:
+        (rows, 3, height, width) fp32, channels last.
+    """
+    scale = torch.tensor(preprocess.scale, device=device).view(1, 3, 1, 1)
+    offset = torch.tensor(preprocess.offset, device=device).view(1, 3, 1, 1)
+    return torch.addcmul(offset, pixels.permute(0, 3, 1, 2).float(), scale)
+
+
+def plain_pictures(
+    pairs: Pairs,
+    batches: Iterable[Rows],
+    preprocess: Preprocess,
+    device: torch.device,
+    workers: int | None = None,
+) -> Generator[tuple[Rows, Pixels, Tensor]]:
+    """Pictures as they are used later: not cropped, and without what doesn't decode.
+
+    Yields:
+        Rows, their bytes as ``stream`` lends them, and their pixel values on the device.
+    """
+    asked = ((rows, None) for rows in batches)
+    with closing(stream(pairs, asked, workers=workers)) as found:
+        for rows, pixels in found:
+            if len(rows):
+                values = to_floats(torch.from_numpy(pixels).to(device), preprocess, device)
+                yield rows, pixels, values
+
+
 @dataclass(frozen=True)
 class Feed:
     """Captions of a data set by row, and how bytes of its pictures become floats."""
@@ -37,16 +69,6 @@ class Feed:
     preprocess: Preprocess
     pad_id: int
     device: torch.device
-
-    def to_floats(self, pixels: Tensor) -> Tensor:
-        """Rescale (rows, height, width, 3) bytes on the device as the model wants its pixel values.
-
-        Returns:
-            (rows, 3, height, width) fp32, channels last.
-        """
-        scale = torch.tensor(self.preprocess.scale, device=self.device).view(1, 3, 1, 1)
-        offset = torch.tensor(self.preprocess.offset, device=self.device).view(1, 3, 1, 1)
-        return torch.addcmul(offset, pixels.permute(0, 3, 1, 2).float(), scale)
 
     def texts(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Token ids and their mask, both (rows, the longest text of these rows)."""
@@ -85,24 +107,24 @@ def rows_for_norms(pairs: int, batch_size: int, seed: int, batches: int) -> list
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that go through the towers together, on the device.
+    """Rows that go through the model together, on the device.
 
     Attributes:
         rows: of the pairs.
         pixels: (rows, height, width, 3) bytes, None where their embeddings are known.
         windows: of ``draw_windows``.
-        texts: token ids and mask of groups of captions; none where their embeddings are known.
+        beside: captions in groups, none where their embeddings are known; or classes.
     """
 
     rows: Rows
     pixels: Tensor | None
     windows: Tensor | None
-    texts: list[tuple[Tensor, Tensor]]
+    beside: list[Group]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's share of a batch, sorted by the length of captions.
+    """A process's share of a batch, in the order of ``Beside.order``.
 
     ``ready`` is recorded when all of it has arrived on a GPU, None on a CPU.
     """
@@ -121,13 +143,7 @@ class BatchPlan:
         share: this process's rows.
         parts: how many parts they are taken in, of the same size.
         smallest_crop: of ``draw_windows``.
-        masked_tokens: of ``draw_masks``.
-        mask_id: the token that hides one.
-        group: captions that go through the text tower together, and are padded to the longest of
-            them. A tenth of all captions is several times as long as the median.
-        multiple: padded lengths are multiples of this.
         with_images: whether pictures are needed.
-        with_texts: whether captions are.
         workers: decoding processes.
         usable: the rows of the pairs that are used, None for all.
     """
@@ -137,71 +153,53 @@ class BatchPlan:
     share: slice
     parts: int
     smallest_crop: float
-    masked_tokens: float
-    mask_id: int
-    group: int
-    multiple: int
     with_images: bool = True
-    with_texts: bool = True
     workers: int | None = None
     usable: Rows | None = None
 
 
-def training_batches(pairs: Pairs, feed: Feed, plan: BatchPlan, step: int) -> Generator[Batch]:
+def training_batches(
+    pairs: Pairs, beside: Beside, plan: BatchPlan, step: int, device: torch.device
+) -> Generator[Batch]:
     """The batches from that step on, without end, the next one under way already."""
-    return _on_device(_prepared(pairs, feed, plan, step), feed.device)
+    return _on_device(_prepared(pairs, beside, plan, step), device)
 
 
-def _prepared(pairs: Pairs, feed: Feed, plan: BatchPlan, first: int) -> Generator[Batch]:
-    lengths = feed.tokens.lengths
+def _prepared(pairs: Pairs, beside: Beside, plan: BatchPlan, first: int) -> Generator[Batch]:
     usable = np.arange(len(pairs)) if plan.usable is None else plan.usable
 
     # Slots of each whole batch in the order of its rows; filled ahead, in the stream's thread.
     slots: deque[Rows] = deque()
 
-    def by_length() -> Iterator[tuple[Rows, Rows]]:
+    def in_order() -> Iterator[tuple[Rows, Rows]]:
         for rows, spare in order_of(len(usable), plan.batch_size, plan.seed, first):
             own = usable[rows[plan.share]]
-            slots.append(np.argsort(lengths[own], kind="stable"))
+            slots.append(beside.order(own))
             yield own[slots[-1]], usable[spare]
 
     pictured: Generator[tuple[Rows, Pixels]] | Generator[tuple[Rows, None]]
     if plan.with_images:
-        pictured = stream(pairs, by_length(), workers=plan.workers)
+        pictured = stream(pairs, in_order(), workers=plan.workers)
     else:
-        pictured = ((rows, None) for rows, _ in by_length())
+        pictured = ((rows, None) for rows, _ in in_order())
     try:
         for step, (rows, pixels) in enumerate(pictured, first):
-            windows, masks = _chance(plan, step, slots.popleft())
-            known = None if pixels is None else torch.from_numpy(pixels)
+            generator = torch.Generator().manual_seed(seed_of(plan.seed, _CHANCE, step))
+            windows = draw_windows(plan.batch_size, plan.smallest_crop, generator)
+            drawn = beside.draw(plan.batch_size, generator)
+            mine = slots.popleft()
+            known = (
+                None if pixels is None else torch.from_numpy(pixels),
+                None if windows is None else windows[plan.share][mine],
+                None if drawn is None else drawn[plan.share][mine],
+            )
             parts = []
             for place in cut(np.arange(len(rows)), len(rows) // plan.parts):
-                own = [None if rest is None else rest[place] for rest in (known, windows, masks)]
-                texts = _grouped(feed, rows[place], own[2], plan) if plan.with_texts else []
-                parts.append(Part(rows[place], own[0], own[1], texts))
+                own = [None if rest is None else rest[place] for rest in known]
+                parts.append(Part(rows[place], own[0], own[1], beside.groups(rows[place], own[2])))
             yield Batch(parts)
     finally:
         pictured.close()
-
-
-def _chance(plan: BatchPlan, step: int, slots: Rows) -> tuple[Tensor | None, Tensor | None]:
-    generator = torch.Generator().manual_seed(seed_of(plan.seed, _CHANCE, step))
-    windows = draw_windows(plan.batch_size, plan.smallest_crop, generator)
-    masks = draw_masks(plan.batch_size, MAX_TOKENS, plan.masked_tokens, generator)
-    mine = [None if drawn is None else drawn[plan.share][slots] for drawn in (windows, masks)]
-    return mine[0], mine[1]
-
-
-def _grouped(
-    feed: Feed, rows: Rows, masks: Tensor | None, plan: BatchPlan
-) -> list[tuple[Tensor, Tensor]]:
-    groups = []
-    for place in cut(np.arange(len(rows)), plan.group):
-        ids, mask = pad([feed.tokens[row] for row in rows[place]], feed.pad_id, plan.multiple)
-        if masks is not None:
-            ids[masks[place, : ids.shape[1]].numpy() & mask] = plan.mask_id
-        groups.append((torch.from_numpy(ids), torch.from_numpy(mask)))
-    return groups
 
 
 def _on_device(batches: Generator[Batch], device: torch.device) -> Generator[Batch]:
@@ -225,7 +223,7 @@ def _on_device(batches: Generator[Batch], device: torch.device) -> Generator[Bat
                     rows=part.rows,
                     pixels=None if part.pixels is None else send(part.pixels),
                     windows=None if part.windows is None else send(part.windows),
-                    texts=[(send(ids), send(mask)) for ids, mask in part.texts],
+                    beside=[(send(one), send(other)) for one, other in part.beside],
                 )
                 for part in batch.parts
             ]
@@ -243,11 +241,11 @@ def _on_device(batches: Generator[Batch], device: torch.device) -> Generator[Bat
         batches.close()
 
 
-def augmented(feed: Feed, part: Part) -> Tensor | None:
+def augmented(part: Part, preprocess: Preprocess) -> Tensor | None:
     """The pixel values of a part, cropped as was drawn, channels last; None without pictures."""
     if part.pixels is None:
         return None
-    pixels = feed.to_floats(part.pixels)
+    pixels = to_floats(part.pixels, preprocess, part.pixels.device)
     if part.windows is not None:
         pixels = crop(pixels, part.windows)
     return pixels.contiguous(memory_format=torch.channels_last)

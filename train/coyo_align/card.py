@@ -6,7 +6,7 @@ Left out: figures of evaluation, which come later, and anything of the data but 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coyo_align.config import SHAPES, TrainConfig
+from coyo_align.config import TrainConfig, from_scratch
 
 if TYPE_CHECKING:
     from coyo_align.finetune import TrainResult
@@ -69,6 +69,49 @@ token's last state behind `AlignModel.text_projection`. Neither is normalised.
 - {differs}
 """
 
+_VIT_CARD = """\
+---
+library_name: transformers
+pipeline_tag: image-classification
+tags: [vit]{base}
+---
+
+# {title}
+
+A Vision Transformer that names {classes:,} classes, {start}. {parameters:,} parameters,
+{pairs:,} labelled pictures, {samples:,} samples seen ({epochs:.1f} epochs), loss {final_loss:.4g}
+at the end. `train_config.json` has all settings, `metrics.jsonl` the course of the run.
+
+Of the samples, {skipped}.
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="{path}")
+classify("picture.jpg", top_k=5)
+```
+
+```python
+import torch
+from PIL import Image
+from transformers import ViTForImageClassification, ViTImageProcessor
+
+model = ViTForImageClassification.from_pretrained("{path}")
+processor = ViTImageProcessor.from_pretrained("{path}")
+inputs = processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    probabilities = model(**inputs).logits.softmax(dim=1)
+```
+
+## What to know
+
+- Pictures become {side} x {side} pixels. {names}
+- Labels that are lists with probabilities count as far as they go: what they leave open of 1 was
+  taught as "one of the other classes".
+"""
+
 _COYO_ALIGN = (
     "COYO-ALIGN, whose dimensions these are, has a projection behind the image tower. ALIGN of "
     "transformers has none: the embedding is the last stage itself, {width} wide."
@@ -84,17 +127,20 @@ def write_card(config: TrainConfig, result: "TrainResult", hf: Any) -> None:
     Args:
         config: of the run.
         result: of the run.
-        hf: the model's AlignConfig.
+        hf: the model's AlignConfig or ViTConfig.
     """
-    scratch = config.model in SHAPES
+    scratch = from_scratch(config.model)
+    on_hub = not scratch and not Path(config.model).is_dir()
     lost = [f"{count:,} were left out: {reason}" for reason, count in result.skipped.items()]
     if result.missing_ids:
         lost.append(f"{result.missing_ids:,} ids had no picture")
-    differs = _COYO_ALIGN if config.model in ("b3-mini", "b7-base") else _NO_PROJECTION
-    on_hub = not scratch and not Path(config.model).is_dir()
-    text = _CARD.format(
+    card, name, special = (
+        (_VIT_CARD, "ViT", _of_vit(hf)) if config.task == "labels"
+        else (_CARD, "ALIGN", _of_align(config, result, hf, scratch))
+    )  # fmt: skip
+    text = card.format(
         base=f"\nbase_model: {config.model.partition('@')[0]}" if on_hub else "",
-        title="A fine-tuned ALIGN" if not scratch else f"ALIGN {config.model}",
+        title=f"{name} {config.model}" if scratch else f"A fine-tuned {name}",
         start=f"trained from scratch in the shape {config.model}"
         if scratch
         else f"fine-tuned from {config.model if on_hub else 'a local checkpoint'}",
@@ -102,13 +148,26 @@ def write_card(config: TrainConfig, result: "TrainResult", hf: Any) -> None:
         pairs=result.pairs,
         samples=result.samples_seen,
         epochs=result.epochs,
-        loss=config.loss,
         final_loss=result.final_loss,
-        temperature=result.temperature,
         skipped="; ".join(lost) or "none was left out",
         path="path/to/this/run",
-        tokens=min(64, hf.text_config.max_position_embeddings),
-        side=hf.vision_config.image_size if scratch else "the checkpoint's own",
-        differs=differs.format(width=hf.projection_dim),
+        **special,
     )
     (config.output / "README.md").write_text(text, encoding="utf-8")
+
+
+def _of_align(config: TrainConfig, result: "TrainResult", hf: Any, scratch: bool) -> dict[str, Any]:
+    differs = _COYO_ALIGN if config.model in ("b3-mini", "b7-base") else _NO_PROJECTION
+    return {
+        "loss": config.loss,
+        "temperature": result.temperature,
+        "tokens": min(64, hf.text_config.max_position_embeddings),
+        "side": hf.vision_config.image_size if scratch else "the checkpoint's own",
+        "differs": differs.format(width=hf.projection_dim),
+    }
+
+
+def _of_vit(hf: Any) -> dict[str, Any]:
+    numbered = all(name == str(number) for number, name in hf.id2label.items())
+    names = "Classes have numbers only." if numbered else "`config.json` has the classes' names."
+    return {"classes": len(hf.id2label), "side": hf.image_size, "names": names}

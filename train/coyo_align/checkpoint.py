@@ -31,6 +31,7 @@ from transformers.utils import logging as hf_logging
 
 from coyo_align.config import MAX_TOKENS, ON_HUB
 from coyo_align.errors import AlignError
+from coyo_align.input.images import preprocess_of
 from coyo_align.tokenizer import cut_at
 
 
@@ -118,11 +119,17 @@ def load_classifier(model: str | Path, classes: int | None = None) -> Classifier
             no classes, or the hub hasn't it.
     """
     directory = locate(model)
-    expect_kind(directory, VIT)
+    processor = load_vit_processor(directory)
     wanted = {} if classes is None else {"num_labels": classes, "ignore_mismatched_sizes": True}
     with _loading(directory, VIT):
         hf, loading = ViTForImageClassification.from_pretrained(directory, **wanted, **_WEIGHTS)
-        processor = ViTImageProcessorPil.from_pretrained(directory, local_files_only=True)
+    preprocess, size = preprocess_of(processor), hf.config.image_size
+    if [preprocess.height, preprocess.width] != ([size, size] if isinstance(size, int) else size):
+        raise AlignError(
+            f"The ViT in {directory} is made for pictures of {size} pixels, but its image "
+            f"processor makes {preprocess.height} x {preprocess.width}. Give the processor's size "
+            "that the model was trained with."
+        )
     other = {name for name, *_ in loading["mismatched_keys"]}
     absent = set(loading["missing_keys"]) | other
     if classes is None and absent >= set(_HEAD):
@@ -168,6 +175,18 @@ def load_clip(model: str | Path) -> Clip:
             f"for {text.eos_token_id}. Give the tokenizer that the checkpoint was trained with."
         )
     return Clip(hf, processor, cut_at(tokenizer, text.max_position_embeddings))
+
+
+def load_vit_processor(model: str | Path) -> ViTImageProcessorPil:
+    """Load the image processor of a ViT alone.
+
+    Raises:
+        AlignError: it is no ViT checkpoint, or the hub hasn't it.
+    """
+    directory = locate(model)
+    expect_kind(directory, VIT)
+    with _loading(directory, VIT):
+        return ViTImageProcessorPil.from_pretrained(directory, local_files_only=True)
 
 
 def locate(model: str | Path) -> Path:

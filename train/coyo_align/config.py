@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from coyo_align.errors import AlignError
 
+Task = Literal["pairs", "labels"]
 Part = Literal["image", "text", "batchnorm"]
 Loss = Literal["infonce", "siglip"]
 Schedule = Literal["cosine", "linear"]
@@ -86,7 +87,37 @@ SHAPES: dict[str, Shape] = {
     "b3-mini": Shape(289, 1.2, 1.4, 0.2, 30522, **_MINI),
     "b7-base": Shape(289, 2.0, 3.1, 0.2, 30522, **_BERT, positions=512),
 }
-"""Models that are trained from scratch, by the name that ``--model`` takes."""
+"""ALIGN models that are trained from scratch, by the name that ``--model`` takes."""
+
+
+@dataclass(frozen=True)
+class VitShape:
+    """The dimensions of a ViT that is trained from scratch.
+
+    Attributes:
+        image_size: side of the pictures in pixels.
+        patch: side of the squares a picture is cut into, in pixels.
+    """
+
+    image_size: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    inner: int
+
+
+VIT_SHAPES: dict[str, VitShape] = {
+    # For a CPU, as compact is: 65 tokens, and a seventh of the weights of DeiT's ViT-Ti.
+    "vit-tiny": VitShape(image_size=64, patch=8, width=128, layers=4, heads=4, inner=512),
+    "vit-b16": VitShape(image_size=224, patch=16, width=768, layers=12, heads=12, inner=3072),
+}
+"""ViTs that are trained from scratch. B/16 is the paper's (Dosovitskiy et al. 2021, table 1)."""
+
+
+def from_scratch(model: str) -> bool:
+    """Whether this is the name of a shape, not of a checkpoint."""
+    return model in SHAPES or model in VIT_SHAPES
 
 
 @dataclass(frozen=True)
@@ -106,7 +137,17 @@ class TrainConfig:
     samples: int
     ids: Path | None = None
     model: str = "compact"
-    """A name of ``SHAPES``, a local ALIGN directory, or ``owner/name[@revision]`` on the hub."""
+    """A name of ``SHAPES`` or ``VIT_SHAPES``, a local directory, or ``owner/name[@revision]`` on
+    the hub: an ALIGN for pairs, a ViT for labels."""
+    task: Task = "pairs"
+    """Pictures with captions, or with classes."""
+    labels: str | None = None
+    """Names of the classes: a file or a list, see ``read_labels``. None for numbers."""
+    classes: int | None = None
+    """How many there are, where they have no names: None for the highest number in the data + 1."""
+    label_field: str = "labels"
+    """Field of the samples' json: a list of class numbers with ``label_probs`` beside it, or one
+    class; "cls" is the .cls file."""
     seed: int = 0
     batch_size: int = 128
     """Over all processes: what the loss compares."""
@@ -119,7 +160,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     loss: Loss = "infonce"
     label_smoothing: float = 0.0
-    """Of InfoNCE."""
+    """Of InfoNCE, or of labels."""
     temperature: float | None = None
     """Where the temperature starts: None for .07 from scratch, the checkpoint's own otherwise."""
     smallest_crop: float = 0.5
@@ -192,6 +233,10 @@ PACE = frozenset(
 _FOR_CHECKPOINTS = {
     "learning_rate": 1e-5, "weight_decay": 0.1, "smallest_crop": 0.9, "masked_tokens": 0.0,
 }  # fmt: skip
+# COYO-ViT's weight decay; a peak usual for small ViTs with AdamW. A checkpoint's classifier may be
+# new, and needs more than 1e-5 to get anywhere.
+_FOR_LABELS = {"learning_rate": 1e-3, "weight_decay": 0.1, "masked_tokens": 0.0}
+_FOR_VIT_CHECKPOINTS = _FOR_LABELS | {"learning_rate": 5e-5}
 
 
 def make_config(**chosen: Any) -> TrainConfig:
@@ -203,7 +248,10 @@ def make_config(**chosen: Any) -> TrainConfig:
         chosen = {"smallest_crop": 1.0} | chosen
     if "text" in chosen.get("freeze", ()):
         chosen = {"masked_tokens": 0.0} | chosen
-    if chosen.get("model", TrainConfig.model) not in SHAPES:
+    scratch = from_scratch(chosen.get("model", TrainConfig.model))
+    if chosen.get("task") == "labels":
+        chosen = (_FOR_LABELS if scratch else _FOR_VIT_CHECKPOINTS) | chosen
+    elif not scratch:
         chosen = _FOR_CHECKPOINTS | chosen
     return TrainConfig(**chosen)
 
@@ -218,6 +266,8 @@ def check(config: TrainConfig) -> None:
     for name, good, allowed in (
         ("samples", config.samples >= 1, "1 or more"),
         ("batch_size", config.batch_size >= 2, "2 or more: the loss compares within a batch"),
+        ("task", config.task in get_args(Task), "pairs or labels"),
+        ("classes", config.classes is None or config.classes >= 2, "2 or more"),
         ("accumulate", config.accumulate >= 1, "1 or more"),
         ("learning_rate", 0 < config.learning_rate < math.inf, "above 0, such as 0.001"),
         ("schedule", config.schedule in get_args(Schedule), "cosine or linear"),
@@ -255,17 +305,57 @@ def check(config: TrainConfig) -> None:
         )
     if config.loss == "siglip" and config.label_smoothing:
         raise AlignError("label_smoothing is InfoNCE's; leave it out with the loss siglip.")
-    if config.model not in SHAPES:
+    _check_task(config)
+    if not from_scratch(config.model):
         if not Path(config.model).is_dir() and not ON_HUB.fullmatch(config.model):
             raise AlignError(
-                f"No model {config.model!r}: it is neither one of {', '.join(SHAPES)}, nor a local "
-                "directory with an ALIGN checkpoint, nor a name on the hub such as "
-                "kakaobrain/align-base."
+                f"No model {config.model!r}: it is neither one of "
+                f"{', '.join((*SHAPES, *VIT_SHAPES))}, nor a local directory with a checkpoint, "
+                "nor a name on the hub such as kakaobrain/align-base."
             )
         if config.image_size is not None:
             raise AlignError(
                 f"image_size is {config.image_size}, but a checkpoint brings its own; leave it out."
             )
 
+
+def _check_task(config: TrainConfig) -> None:
+    """Refuse what says nothing about the task, rather than ignore it."""
+    if config.task == "pairs":
+        if config.model in VIT_SHAPES:
+            raise AlignError(
+                f"{config.model} learns classes, not captions: train it with task labels "
+                "(--task labels) on pictures that have labels."
+            )
+        for name in ("labels", "classes", "label_field"):
+            if getattr(config, name) != getattr(TrainConfig, name):
+                raise AlignError(f"{name} says nothing about pairs; it belongs to the task labels.")
+        return
+    if config.model in SHAPES:
+        raise AlignError(
+            f"{config.model} is an ALIGN, which learns captions. For labels choose a model of "
+            f"{', '.join(VIT_SHAPES)}, or a ViT checkpoint."
+        )
+    if config.labels is not None and config.classes is not None:
+        raise AlignError("labels names the classes and so counts them; leave classes out.")
+    for name, nothing in _NOT_OF_LABELS.items():
+        value = getattr(config, name)
+        if value != nothing:
+            raise AlignError(
+                f"{name} is {value!r}, which says nothing about labels: a ViT has no captions, no "
+                "temperature and one loss. Leave it out."
+            )
+    if odd := set(config.freeze) - {"image"}:
+        raise AlignError(
+            f"freeze names {', '.join(sorted(odd))}, which a ViT has not. Of a ViT the image tower "
+            "can be frozen, so that only the classifier learns."
+        )
+
+
+_NOT_OF_LABELS = {
+    "loss": "infonce", "temperature": None, "masked_tokens": 0.0, "text_dropout": None,
+    "drop_path": None,
+}  # fmt: skip
+"""Settings of pairs, and their value where nobody has asked for anything."""
 
 ON_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coyo_align.batch import Feed, cut
+from coyo_align.batch import Feed, cut, to_floats
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.config import Output, Precision
 from coyo_align.device import pick_device, ran_out_of_memory, torch_threads
@@ -162,7 +162,6 @@ class Embedder:
         self._bf16 = precision == "bf16"
         self._on_progress = on_progress
         self._done = self._total = 0
-        self._no_texts = self._feed([])
 
     def expect(self, rows: int) -> None:
         """Say how many pictures and texts will come, for the progress."""
@@ -296,7 +295,8 @@ class Embedder:
             return torch.empty(0, self.widths["image"])
         try:
             with self._autocast():
-                floats = self._no_texts.to_floats(torch.from_numpy(pixels).to(self._place))
+                there = torch.from_numpy(pixels).to(self._place)
+                floats = to_floats(there, self.preprocess, self._place)
                 return self._model.embed_images(floats, self.output)
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):

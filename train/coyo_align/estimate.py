@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +31,9 @@ from coyo_align.loss import contrastive_loss
 from coyo_align.model import Align
 
 Tower = Literal["image", "text"]
+Step = Callable[[Any, int, torch.device], tuple[Sequence[Tensor], Callable[[], Tensor]]]
+"""From a model on fake tensors and a batch size to what goes in, and what computes the loss of it.
+"""
 
 _RESERVE = 0.1
 """Share of the free memory that ``batch_that_fits`` leaves to workspaces and fragmentation."""
@@ -123,7 +126,7 @@ def estimate(
     cached: Sequence[Tower] = (),
     device: torch.device | None = None,
 ) -> Estimate:
-    """Play a training step of this model and count.
+    """Play a training step of an ALIGN and count, see ``estimate_step``.
 
     A frozen tower has no gradients, and its activations don't outlive the operation that needs
     them. The model is neither changed nor copied.
@@ -140,15 +143,51 @@ def estimate(
             device, which keep fewer values in fp32 than CUDA's.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+
+    def step(fake: Any, batch: int, place: torch.device) -> tuple[list[Tensor], Any]:
+        pixels = torch.empty(batch, 3, *size, device=place)
+        pixels = pixels.to(memory_format=torch.channels_last)
+        ids = torch.zeros(batch, text_length, dtype=torch.int64, device=place)
+        mask = torch.ones(batch, text_length, dtype=torch.bool, device=place)
+        ready = torch.empty(batch, model.hf.config.projection_dim, device=place)
+
+        def loss() -> Tensor:
+            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+                images = ready if "image" in cached else fake.embed_images(pixels)
+                texts = ready if "text" in cached else fake.embed_texts(ids, mask)
+            return contrastive_loss(images, texts, fake.temperature)
+
+        return [pixels, ids, mask, ready], loss
+
+    return estimate_step(model, step, _towers(model), batch_size, precision, ema=ema, device=device)
+
+
+def estimate_step(
+    model: nn.Module,
+    step: Step,
+    towers: Mapping[str, Sequence[nn.Parameter]],
+    batch_size: int,
+    precision: Precision = "fp32",
+    *,
+    ema: bool = False,
+    device: torch.device | None = None,
+) -> Estimate:
+    """Play a training step and count; the model is neither changed nor copied.
+
+    Args:
+        model: with what is frozen frozen.
+        step: the step to play, in this precision.
+        towers: all parameters, by the name of the part they are told under.
+        batch_size: samples that go through the model at once.
+        precision: of the towers under autocast; weights and their gradients are fp32.
+        ema: whether averaged weights are kept.
+        device: as for ``estimate``.
+    """
     if device is None or (device.type == "cuda" and not torch.cuda.is_available()):
         device = torch.device("cpu")
     # In a small batch it is the gradients that decide when most is held.
     second = batch_size // 2 if batch_size >= 64 else 4 * batch_size
-    whole, other = (
-        _play(model, size, text_length, n, precision, tuple(cached), device)
-        for n in (batch_size, second)
-    )
-    towers = _towers(model)
+    whole, other = (_play(model, step, n, device) for n in (batch_size, second))
     trained = sum(_bytes(p) for p in model.parameters() if p.requires_grad)
     weights = sum(map(_bytes, [*model.parameters(), *model.buffers()]))
     kept = weights + 2 * trained + (weights if ema else 0)
@@ -215,34 +254,18 @@ class _Played:
     moved_eager: int
 
 
-def _play(
-    model: Align,
-    size: tuple[int, int],
-    length: int,
-    batch: int,
-    precision: Precision,
-    cached: tuple[Tower, ...],
-    device: torch.device,
-) -> _Played:
+def _play(model: nn.Module, step: Step, batch: int, device: torch.device) -> _Played:
     with _faked(model, device) as fake, _Meter(fake) as meter:
-        pixels = torch.empty(batch, 3, *size, device=device)
-        pixels = pixels.to(memory_format=torch.channels_last)
-        ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        mask = torch.ones(batch, length, dtype=torch.bool, device=device)
-        width = model.hf.config.projection_dim
-        ready = torch.empty(batch, width, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            images = ready if "image" in cached else fake.embed_images(pixels)
-            texts = ready if "text" in cached else fake.embed_texts(ids, mask)
-        loss = contrastive_loss(images, texts, fake.temperature)
-        forward, inputs = meter.flops, sum(map(_bytes, (pixels, ids, mask, ready)))
-        activations = meter.live - inputs
+        inputs, forwards = step(fake, batch, device)
+        loss = forwards()
+        forward = meter.flops
+        activations = meter.live - sum(map(_bytes, inputs))
         torch.autograd.backward(loss)
     return _Played(forward, meter.flops, activations, meter.peak, meter.moved, meter.moved_eager)
 
 
 @contextmanager
-def _faked(model: Align, device: torch.device) -> Iterator[Any]:
+def _faked(model: nn.Module, device: torch.device) -> Iterator[Any]:
     """The same modules around tensors that have a shape only."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         stand_ins: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""The contrastive losses of CLIP and ALIGN (InfoNCE) and of SigLIP, in fp32.
+"""The contrastive losses of CLIP and ALIGN (InfoNCE) and of SigLIP, and one for labels, in fp32.
 
 AlignModel's own loss has a label smoothing of .1 built in, compares within one process only, and
 under bf16 autocast its logits are bf16: at a temperature of .015 that is an error of up to half a
@@ -69,3 +69,37 @@ def sigmoid_loss(
         own = torch.arange(len(images), device=images.device)
         sign[own, own + first] = 1.0
         return -functional.logsigmoid(sign * logits).sum() / len(images)
+
+
+def soft_cross_entropy(
+    logits: Tensor, classes: Tensor, probabilities: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean cross-entropy with distributions of which only the likeliest classes are known.
+
+    The rest of a row's probability belongs to the classes that are not listed, and all of them are
+    one: -sum p log q - (1 - sum p) log(1 - sum q) over the listed classes. By the chain rule it is
+    the part of the full cross-entropy that doesn't depend on how the rest is spread. With one class
+    of probability 1 it is the usual cross-entropy.
+
+    Args:
+        logits: (rows, classes).
+        classes: (rows, entries) the listed ones; what fills a row up repeats one of them.
+        probabilities: (rows, entries), 0 where filled up; a row adds up to at most 1, and to 1 if
+            it lists every class.
+        label_smoothing: share of the target given to all classes alike.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        logs = functional.log_softmax(logits, dim=1)
+        rest = (1 - probabilities.sum(dim=1)).clamp_min(0)
+        rest = torch.where(rest > _ROUNDING, rest, 0)
+        listed = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, classes, value=True)
+        elsewhere = logs.masked_fill(listed & (rest > 0)[:, None], -torch.inf).logsumexp(dim=1)
+        loss = -(probabilities * logs.gather(1, classes)).sum(dim=1) - rest * elsewhere
+        if label_smoothing:
+            loss = (1 - label_smoothing) * loss - label_smoothing * logs.mean(dim=1)
+        return loss.mean()
+
+
+_ROUNDING = 1e-5
+"""Of fifty probabilities in fp32 that add up to 1."""

@@ -148,16 +148,10 @@ class Align(nn.Module):
         convolutions; depthwise ones have nothing of low rank. The projection, the temperature and
         what is frozen besides stay as they were. ``to_hf`` adds the updates to the weights.
         """
-        from peft import LoraConfig, get_peft_model
-
         towers = [tower for tower in ("vision_model", "text_model") if self._is_trained(tower)]
         names = r"(query|key|value|dense|expand_conv|project_conv)$"
         pattern = rf"({'|'.join(towers)})\.(?!pooler).*" + names
-        chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern)
-        kept = {name for name, p in self.hf.text_projection.named_parameters() if p.requires_grad}
-        self.lora = [get_peft_model(self.hf, chosen)]  # in a list, or its weights would count twice
-        for name, parameter in self.hf.text_projection.named_parameters():
-            parameter.requires_grad_(name in kept)
+        self.lora = [low_rank(self.hf, rank, pattern, self.hf.text_projection)]
 
     def _is_trained(self, tower: str) -> bool:
         return any(p.requires_grad for p in getattr(self.hf, tower).parameters())
@@ -192,6 +186,29 @@ class Align(nn.Module):
             self.hf = self.lora.pop().merge_and_unload()
         self.hf.temperature.copy_(self.temperature)
         return self.hf
+
+
+def low_rank(hf: Any, rank: int, pattern: str, beside: nn.Module) -> Any:
+    """Put low-rank updates beside the layers whose name fits, and let only them be trained.
+
+    Args:
+        hf: the plain model, changed in place.
+        rank: of the updates.
+        pattern: a regular expression for whole names.
+        beside: a part of the model that is trained, or not, as it was.
+
+    Returns:
+        What merges them in the end. It holds the model: a module keeps it in a list, or its
+        weights would count twice.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    kept = {name for name, p in beside.named_parameters() if p.requires_grad}
+    chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern)
+    updated = get_peft_model(hf, chosen)
+    for name, parameter in beside.named_parameters():
+        parameter.requires_grad_(name in kept)
+    return updated
 
 
 class DropPath(nn.Module):

@@ -1,27 +1,30 @@
-"""What a run begins with: pairs, model, processor and tokenizer, and the plan of its batches.
+"""What every run begins with, whatever its task: its directory, its samples, a model to be called.
 
 Everything here is decided by the settings and the data, so that a run that goes on after a stop
-begins with the same. Left out: the loop, which is ``finetune``.
+begins with the same. Left out: the loop, which is ``finetune``, and the tasks.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
-from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
-from coyo_align.batch import BatchPlan, Feed
-from coyo_align.checkpoint import Checkpoint, load_checkpoint
-from coyo_align.config import MAX_TOKENS, SHAPES, TrainConfig
-from coyo_align.distributed import World, share_batchnorm
+from coyo_align.batch import BatchPlan
+from coyo_align.config import TrainConfig
+from coyo_align.distributed import World, share_of_batch
 from coyo_align.errors import AlignError
-from coyo_align.estimate import Tower
-from coyo_align.input.data import OnLoad, Pairs, load_pairs
-from coyo_align.input.images import Preprocess, image_processor, preprocess_of
+from coyo_align.input.children import cores
+from coyo_align.input.data import OnLoad, Pairs, load_pairs, needs, nothing_left, read_ids
+from coyo_align.input.images import Preprocess
+from coyo_align.input.index import Index, Pack, build_index
+from coyo_align.input.pictures import Decoded
 from coyo_align.metrics import read_finished
-from coyo_align.model import Align, build, random_parts, set_dropout
-from coyo_align.tokenizer import encode, train_tokenizer
+from coyo_align.model import Align
+from coyo_align.vit import Vit
 
 SETTINGS = "train_config.json"
 
@@ -52,44 +55,20 @@ def begin(config: TrainConfig) -> None:
         half.replace(settings)
 
 
-def prepare(
-    config: TrainConfig, device: torch.device, on_load: OnLoad | None
-) -> tuple[Checkpoint, Pairs, Feed]:
-    """The model with its processor and tokenizer, the pairs, and both joined."""
-    shape = SHAPES.get(config.model)
-    if shape is None:
-        checkpoint = load_checkpoint(config.model)
-        processor = checkpoint.image_processor
-    else:
-        processor = image_processor(config.image_size or shape.image_size)
-    pairs = _load(config, preprocess_of(processor, fast=config.fast_decode), on_load)
-    if shape is not None:
-        checkpoint = load_or_build(config, pairs.captions)
-    return checkpoint, pairs, feed_of(checkpoint, pairs.captions, device)
+def load(
+    config: TrainConfig,
+    preprocess: Preprocess,
+    what: str,
+    on_load: OnLoad | None,
+    *,
+    fields: Sequence[str] = (),
+    pack: Pack | None = None,
+) -> Pairs:
+    """The samples of a run; without ``pack`` those that have captions, with it those it takes.
 
-
-def load_or_build(config: TrainConfig, captions: Sequence[str]) -> Checkpoint:
-    """The checkpoint that is fine-tuned, or an untrained one with a tokenizer of the captions."""
-    shape = SHAPES.get(config.model)
-    if shape is None:
-        return load_checkpoint(config.model)
-    side = config.image_size or shape.image_size
-    tokenizer = train_tokenizer(captions, shape.vocabulary)
-    hf = build(shape, side, len(tokenizer), tokenizer.pad_token_id)
-    return Checkpoint(hf, image_processor(side), tokenizer)
-
-
-def feed_of(checkpoint: Checkpoint, captions: Sequence[str], device: torch.device) -> Feed:
-    """The captions and pictures as the checkpoint's tokenizer and processor make them."""
-    return Feed(
-        tokens=encode(checkpoint.tokenizer, captions),
-        preprocess=preprocess_of(checkpoint.image_processor),
-        pad_id=checkpoint.tokenizer.pad_token_id,
-        device=device,
-    )
-
-
-def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -> Pairs:
+    Raises:
+        AlignError: there are none, or too few of ``what`` for a batch.
+    """
     pairs = load_pairs(
         config.shards,
         preprocess,
@@ -97,14 +76,34 @@ def _load(config: TrainConfig, preprocess: Preprocess, on_load: OnLoad | None) -
         cache=config.cache,
         workers=config.workers,
         threads=config.threads,
+        fields=fields,
+        need_caption=pack is None,
+        pack=pack,
         on_load=on_load,
     )
-    refuse_too_few(config, len(pairs), "usable pairs")
+    _refuse_too_few(config, len(pairs), what)
     return pairs
 
 
-def refuse_too_few(config: TrainConfig, count: int, what: str) -> None:
-    """Raise ``AlignError`` if so many of what there is don't fill a batch."""
+def count_samples(
+    config: TrainConfig, what: str, *, fields: Sequence[str] = (), pack: Pack | None = None
+) -> Index:
+    """The same, as far as the tars' headers tell."""
+    wanted = None if config.ids is None else read_ids(config.ids)
+    workers = config.workers or cores()
+    index = build_index(
+        config.shards, wanted, fields, pack is None, workers, lambda _share: None, pack
+    )
+    if not len(index):
+        need = needs(pack is None, pack)
+        raise AlignError(
+            nothing_left(config.shards, config.ids, index.skipped, index.missing_ids, need)
+        )
+    _refuse_too_few(config, len(index), what)
+    return index
+
+
+def _refuse_too_few(config: TrainConfig, count: int, what: str) -> None:
     if count < config.batch_size:
         raise AlignError(
             f"The batch size {config.batch_size} is larger than the {count} {what} in "
@@ -112,61 +111,49 @@ def refuse_too_few(config: TrainConfig, count: int, what: str) -> None:
         )
 
 
-def make_model(
-    config: TrainConfig, checkpoint: Checkpoint, world: World, device: torch.device
-) -> Align:
-    """The model on its device, all of it made ready that decides what is learned."""
-    if world.size > 1:
-        share_batchnorm(checkpoint.hf, device)
-    set_dropout(checkpoint.hf, config.text_dropout, config.drop_path)
-    model = Align(checkpoint.hf, config.temperature, config.freeze, config.loss)
-    if config.lora is not None:
-        model.add_lora(config.lora)
-    model.to(device)
-    model.hf.vision_model.to(memory_format=torch.channels_last)
-    model.train()
-    if config.accumulate > 1 and (parts := random_parts(model)):
-        raise AlignError(
-            f"Taking a batch in {config.accumulate} parts would not give the gradients of the "
-            f"whole, because of {', '.join(parts)}. Without accumulate, a smaller batch or "
-            "checkpoint_activations saves memory."
-        )
-    return model
+def unseen(captions: Sequence[str]) -> Pairs:
+    """Samples whose pictures nobody will look at."""
+    rows = np.arange(len(captions))
+    return Pairs(Decoded(np.empty((0, 1, 1, 3), np.uint8), rows), list(captions), rows, {}, 0)
 
 
-def plan_batches(
-    config: TrainConfig, checkpoint: Checkpoint, share: slice, device: torch.device
-) -> BatchPlan:
-    """What a batch is made of; not what a frozen tower would make the same of every time."""
-    on_gpu = device.type == "cuda"
-    if config.accumulate > 1 and share.stop - share.start < config.batch_size:
+def noise(rows: int, preprocess: Preprocess, captions: list[str]) -> Pairs:
+    """Samples with noise for pictures."""
+    shape = (rows, preprocess.height, preprocess.width, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return Pairs(Decoded(pixels, np.arange(rows)), captions, np.arange(rows), {}, 0)
+
+
+def batch_plan(config: TrainConfig, world: World, *, with_images: bool = True) -> BatchPlan:
+    """What a batch is made of.
+
+    Raises:
+        AlignError: it can't be shared out or parted.
+    """
+    if config.accumulate > 1 and world.size > 1:
         raise AlignError("accumulate works in one process; with several, each takes its share.")
     return BatchPlan(
         seed=config.seed,
         batch_size=config.batch_size,
-        share=share,
+        share=share_of_batch(config.batch_size, world),
         parts=config.accumulate,
         smallest_crop=config.smallest_crop,
-        masked_tokens=config.masked_tokens,
-        mask_id=checkpoint.tokenizer.mask_token_id,  # BERT's, which every ALIGN tokenizer has
-        group=256 if on_gpu else 32,
-        # A compiled tower is compiled anew for every length, and positions end at 64 or later.
-        multiple=16 if on_gpu and checkpoint.tokenizer.model_max_length == MAX_TOKENS else 1,
-        with_images=not ("image" in config.freeze and config.smallest_crop == 1),
-        with_texts=not ("text" in config.freeze and config.masked_tokens == 0),
+        with_images=with_images,
         workers=config.workers,
     )
 
 
-def digest_of(pairs: Pairs) -> str:
-    """A fingerprint of the pairs in their order; a run goes on with what it was begun with."""
-    digest = sha256(np.ascontiguousarray(pairs.ids).tobytes())
-    for caption in pairs.captions:
-        digest.update(caption.encode(errors="surrogatepass") + b"\0")
-    return digest.hexdigest()
-
-
-def known_towers(plan: BatchPlan) -> tuple[Tower, ...]:
-    """The frozen towers whose embeddings are computed once."""
-    needed: dict[Tower, bool] = {"image": plan.with_images, "text": plan.with_texts}
-    return tuple(tower for tower, asked in needed.items() if not asked)
+def ready_model(config: TrainConfig, model: Align | Vit, world: World, device: torch.device) -> Any:
+    """Make a model ready for its steps; returns it as it is to be called."""
+    on_gpu = device.type == "cuda"
+    model.train()
+    if config.checkpoint_activations:
+        model.checkpoint_activations()
+    if on_gpu if config.compile is None else config.compile:
+        model.compile_towers()
+    if world.size == 1:
+        return model
+    with warnings.catch_warnings():  # the argument has another name from torch 2.13 on
+        warnings.simplefilter("ignore", FutureWarning)
+        device_ids = [device.index] if on_gpu else None
+        return DistributedDataParallel(model, device_ids, broadcast_buffers=False)

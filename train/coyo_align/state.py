@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from coyo_align.errors import NO_ROOM, AlignError
-from coyo_align.model import Align
 from coyo_align.optim import AveragedWeights
 
 CHECKPOINTS = "checkpoints"
@@ -33,7 +32,7 @@ _HASH_CHARS = 16
 class Training:
     """What changes from step to step."""
 
-    model: Align
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     averages: AveragedWeights | None
 

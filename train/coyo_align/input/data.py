@@ -26,7 +26,7 @@ from coyo_align.input.children import cores
 from coyo_align.input.decode_pool import shared_file
 from coyo_align.input.decode_worker import GOOD
 from coyo_align.input.images import Geometry, Preprocess
-from coyo_align.input.index import Index, build_index
+from coyo_align.input.index import Index, Pack, build_index
 from coyo_align.input.pictures import (
     Decoded,
     InTars,
@@ -55,6 +55,7 @@ class Pairs:
             pictures stay in the tars, ``stream`` adds those that turn out bad.
         missing_ids: ids that were asked for and are not in the shards at all.
         fields: the values that were asked for, by name, None where a sample has none.
+        packed: what was made of them instead, see ``load_pairs``.
         index_seconds: what reading the tars' headers took.
         decode_seconds: what decoding took, 0 where pictures were found in a cache or stay in tars.
         cache_built: whether a cache was built, and not found ready.
@@ -69,6 +70,7 @@ class Pairs:
     index_seconds: float = 0.0
     decode_seconds: float = 0.0
     cache_built: bool = False
+    packed: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -94,6 +96,7 @@ def load_pairs(
     threads: int | None = None,
     fields: Sequence[str] = (),
     need_caption: bool = True,
+    pack: Pack | None = None,
     need_picture: bool = True,
     in_memory: int = _IN_MEMORY,
     on_load: OnLoad | None = None,
@@ -110,6 +113,7 @@ def load_pairs(
         threads: None for one per core.
         fields: names of json fields to keep; "key" is the sample's key, "cls" the text of its .cls.
         need_caption: leave out samples without a caption; else theirs is empty.
+        pack: makes a table of the fields, tar by tar, and says what is left out; see ``Pack``.
         need_picture: leave out samples without a picture; else no picture can be read.
         in_memory: bytes of pixels up to which all are decoded at once, where there is no cache.
         on_load: progress.
@@ -130,11 +134,13 @@ def load_pairs(
         need_caption,
         workers,
         lambda share: tell(0, _INDEX_SHARE * share),
+        pack,
         need_picture=need_picture,
     )
     indexed = time.perf_counter()
+    need = needs(need_caption, pack)
     if not len(index):
-        raise AlignError(_nothing_left(shards, ids, index.skipped, index.missing_ids))
+        raise AlignError(nothing_left(shards, ids, index.skipped, index.missing_ids, need))
 
     def decoded(done: int) -> None:
         tell(done, _INDEX_SHARE + (1 - _INDEX_SHARE) * done / len(index))
@@ -153,7 +159,7 @@ def load_pairs(
     tell(len(images), 1.0)
     skipped = Counter(index.skipped) + Counter(reasons_of(codes))
     if not len(images):
-        raise AlignError(_nothing_left(shards, ids, skipped, index.missing_ids))
+        raise AlignError(nothing_left(shards, ids, skipped, index.missing_ids, need))
     good = np.flatnonzero(codes == GOOD)
     whole = len(good) == len(index)
     return Pairs(
@@ -169,6 +175,7 @@ def load_pairs(
         index_seconds=indexed - started,
         decode_seconds=time.perf_counter() - indexed if decoded_now else 0.0,
         cache_built=built,
+        packed=index.packed if whole or index.packed is None else index.packed.take(good),
     )
 
 
@@ -194,12 +201,20 @@ def _in_memory(
     return Decoded(pixels, np.flatnonzero(codes == GOOD)), codes
 
 
-def _nothing_left(shards: Path, ids: Path | None, skipped: dict[str, int], missing: int) -> str:
+def needs(need_caption: bool, pack: Pack | None) -> str:
+    """What a sample must have to be used."""
+    return "a .jpg" + (" and a non-empty .txt" if need_caption else " and labels" if pack else "")
+
+
+def nothing_left(
+    shards: Path, ids: Path | None, skipped: dict[str, int], missing: int, need: str
+) -> str:
+    """Say that no sample can be used, why, and what each needs."""
     reasons = [f"{count} {reason}" for reason, count in skipped.items()]
     if missing:
         reasons.append(f"{missing} ids of {ids} that are not in the shards")
     seen = ", ".join(reasons) if reasons else "the tars are empty"
-    return f"No usable pair in {shards}: {seen}. Each sample needs a .jpg and a non-empty .txt."
+    return f"No usable sample in {shards}: {seen}. Each needs {need}."
 
 
 def read_ids(source: Path) -> NDArray[np.int64]:

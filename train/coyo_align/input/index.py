@@ -1,8 +1,9 @@
 """Which samples of a shards directory are to be used, and where their pictures lie.
 
 The tars' headers are read once, by several processes where that pays; of a sample there remain 24
-bytes of numbers, its caption and the json fields that were asked for. Everything that is left out
-is counted with a reason.
+bytes of numbers, its caption and the json fields that were asked for: as they are, or packed a tar
+at a time, since fifty numbers as Python objects take as much as a picture. Everything that is left
+out is counted with a reason.
 """
 
 import json
@@ -28,6 +29,11 @@ _WORTH_A_PROCESS = 200 * 2**20
 """Bytes of tars that a child has to have to read, before its start of half a second pays."""
 
 
+Pack = Callable[[dict[str, list[Any]]], tuple[pa.Table, list[str | None]]]
+"""From the json fields of a tar's samples to a table, a row a sample, and for each sample the
+reason why it is left out, or None."""
+
+
 @dataclass(frozen=True)
 class Tar:
     """A tar as it was when it was read: what is no longer so has been replaced."""
@@ -51,6 +57,7 @@ class Index:
         fields: the values that were asked for, by name, None where a sample has none.
         skipped: samples left out, by reason; a damaged tar counts once, under its name.
         missing_ids: ids that were asked for and are not in the shards at all.
+        packed: what ``pack`` made of the fields, which are not kept then; None without it.
     """
 
     tars: tuple[Tar, ...]
@@ -62,6 +69,7 @@ class Index:
     fields: dict[str, list[Any]]
     skipped: dict[str, int]
     missing_ids: int
+    packed: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -74,6 +82,7 @@ def build_index(
     need_caption: bool,
     workers: int,
     on_read: Callable[[float], None],
+    pack: Pack | None = None,
     *,
     need_picture: bool = True,
 ) -> Index:
@@ -86,6 +95,7 @@ def build_index(
         need_caption: leave out samples without a caption.
         workers: processes at most.
         on_read: called with the share of the tars' bytes read, 0 to 1.
+        pack: what to make of the fields of each tar, instead of keeping them.
         need_picture: leave out samples without a picture; else their ``size`` is -1.
 
     Raises:
@@ -100,6 +110,7 @@ def build_index(
     seen = None if wanted is None else np.zeros(len(wanted), dtype=np.bool_)
     skipped: Counter[str] = Counter()
     kept: list[pa.Table] = []
+    packed: list[pa.Table] = []
     read = 0
     tables = _tables(tars, fields, workers, whole)
     for number, (tar, table) in enumerate(zip(tars, tables, strict=True)):
@@ -116,6 +127,12 @@ def build_index(
             if count := pc.sum(pc.equal(lacks, reason)).as_py():
                 skipped[words] += count
         table = table.filter(pc.equal(lacks, USABLE)).drop_columns(["lacks"])
+        if pack is not None:
+            made, lost = pack(_fields(table, fields))
+            skipped.update(reason for reason in lost if reason is not None)
+            usable = pa.array([reason is None for reason in lost], pa.bool_())
+            packed.append(made.filter(usable))
+            table = table.filter(usable).drop_columns(_columns(fields))
         kept.append(table.append_column("tar", pa.array(np.full(len(table), number, np.int32))))
         read += tar.size
         on_read(read / whole)
@@ -127,16 +144,22 @@ def build_index(
         size=_numbers(table["size"]),
         ids=_numbers(pc.fill_null(table["id"], -1)),
         captions=table["caption"].to_pylist(),
-        fields={
-            name: [
-                None if text is None else json.loads(text)
-                for text in table[f"field {number}"].to_pylist()
-            ]
-            for number, name in enumerate(fields)
-        },
+        fields=_fields(table, fields) if pack is None else {},
         skipped=dict(skipped),
         missing_ids=0 if seen is None else int((~seen).sum()),
+        packed=pa.concat_tables(packed) if pack is not None else None,
     )
+
+
+def _columns(fields: Sequence[str]) -> list[str]:
+    return [f"field {number}" for number in range(len(fields))]
+
+
+def _fields(table: pa.Table, fields: Sequence[str]) -> dict[str, list[Any]]:
+    return {
+        name: [None if text is None else json.loads(text) for text in table[column].to_pylist()]
+        for name, column in zip(fields, _columns(fields), strict=True)
+    }
 
 
 def _only(table: pa.Table, wanted: NDArray[np.int64], seen: NDArray[np.bool_]) -> pa.Table:

@@ -217,20 +217,33 @@ def evaluate_classification(
     clusters = images.picture_of
     right = np.stack([np.arange(len(classes)), classes], axis=1)
     ranks = first_right_ranks(images.embeddings, texts, right, np.ones(len(names), np.int64))
-    figures = {}
-    for k in (1, 5):
-        chance = min(1.0, k / len(names))
-        hits = ranks <= k
-        figures[f"top-{k}"] = Figure(float(hits.mean()), share_interval(hits, clusters), chance)
-    figures["mean per class"] = _over_classes(ranks <= 1, classes, clusters, 1 / len(names))
     return ClassScores(
-        figures=figures,
+        figures=class_figures(ranks, classes, clusters, len(names)),
         n_images=len(classes),
         classes=len(names),
         classes_without_images=len(names) - len(np.unique(classes)),
         skipped=_skipped(pairs, asked),
         missing_ids=pairs.missing_ids,
     )
+
+
+def class_figures(ranks: Ints, classes: Ints, clusters: Ints, count: int) -> dict[str, Figure]:
+    """Top-1, top-5, and top-1 as the mean over the classes there are.
+
+    Args:
+        ranks: (pictures,) of the right class among all.
+        classes: (pictures,) the right ones.
+        clusters: (pictures,) alike for equal ones.
+        count: how many classes there are, which is what blind guessing chooses from.
+    """
+    figures = {}
+    for k in (1, 5):
+        hits = ranks <= k
+        figures[f"top-{k}"] = Figure(
+            float(hits.mean()), share_interval(hits, clusters), min(1.0, k / count)
+        )
+    figures["mean per class"] = _over_classes(ranks <= 1, classes, clusters, 1 / count)
+    return figures
 
 
 def evaluate_knn(

@@ -18,6 +18,7 @@ from coyo_align.errors import AlignError
 Ints = NDArray[np.int64]
 
 CLS = "cls"
+NO_LABEL, NO_CLASS = "no label", "label not among the classes"
 
 
 def read_labels(given: str) -> list[str]:
@@ -60,16 +61,23 @@ def label_text(value: Any) -> str | None:
     return " ".join(str(value).split()) or None
 
 
-def resolve_labels(values: Sequence[Any], names: Sequence[str]) -> tuple[Ints, dict[str, int]]:
-    """The class of each sample as its place in ``names``, -1 where there is none, and why not."""
-    place = {name: number for number, name in enumerate(names)}
-    numbered = not any(name.isdecimal() for name in names)
+def resolve_labels(
+    values: Sequence[Any], names: Sequence[str] | int
+) -> tuple[Ints, dict[str, int]]:
+    """The class of each sample as its place in ``names``, -1 where there is none, and why not.
+
+    Where classes have no names, ``names`` is how many there are.
+    """
+    known = names if isinstance(names, int) else len(names)
+    named = () if isinstance(names, int) else names
+    place = {name: number for number, name in enumerate(named)}
+    numbered = not any(name.isdecimal() for name in named)
     classes = np.full(len(values), -1, dtype=np.int64)
     lost: Counter[str] = Counter()
     for row, value in enumerate(values):
         text = label_text(value)
         if text is None:
-            lost["no label"] += 1
+            lost[NO_LABEL] += 1
         elif text in place:
             classes[row] = place[text]
         elif (
@@ -77,9 +85,9 @@ def resolve_labels(values: Sequence[Any], names: Sequence[str]) -> tuple[Ints, d
             and text.isascii()
             and text.isdecimal()
             and len(text) < 10
-            and int(text) < len(names)
+            and int(text) < known
         ):
             classes[row] = int(text)
         else:
-            lost["label not among the classes"] += 1
+            lost[NO_CLASS] += 1
     return classes, dict(lost)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coyo_align.batch import Feed, cut
+from coyo_align.batch import cut, to_floats
 from coyo_align.checkpoint import ALIGN, VIT, kind_of, load_classifier, locate
 from coyo_align.device import pick_device, torch_threads
 from coyo_align.embed import Embedder, why_bad
@@ -23,7 +23,6 @@ from coyo_align.input.images import Pixels, Preprocess, preprocess_of
 from coyo_align.input.stream import stream
 from coyo_align.scoring.labels import read_labels
 from coyo_align.scoring.templates import DEFAULT_TEMPLATE, class_vectors, fill
-from coyo_align.tokenizer import TokenRows
 from coyo_align.using.items import file_pairs, picture_files, why_unusable
 
 Probabilities = NDArray[np.float32]
@@ -132,20 +131,16 @@ def _by_vit(
     classifier = load_classifier(directory)
     hf = classifier.hf.to(place).eval()
     preprocess = preprocess_of(classifier.image_processor)
-    feed = Feed(_NO_TEXTS, preprocess, 0, place)
     names = [str(hf.config.id2label.get(i, i)) for i in range(hf.config.num_labels)]
 
     @torch.inference_mode()
     def ask(pixels: Pixels) -> NDArray[np.float32]:
         with torch_threads(threads):
-            floats = feed.to_floats(torch.from_numpy(pixels).to(place))
+            floats = to_floats(torch.from_numpy(pixels).to(place), preprocess, place)
             found: NDArray[np.float32] = hf(floats).logits.float().cpu().numpy()
         return found
 
     return _run(files, preprocess, ask, names, batch_size, workers)
-
-
-_NO_TEXTS = TokenRows(np.empty(0, np.int32), np.empty(0, np.int64))
 
 
 def _run(

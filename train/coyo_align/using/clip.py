@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from coyo_align.batch import Feed, cut
+from coyo_align.batch import Feed, cut, to_floats
 from coyo_align.checkpoint import load_clip
 from coyo_align.device import pick_device, torch_threads
 from coyo_align.embed import Embeddings, finite
@@ -50,7 +50,9 @@ class ClipEmbedder:
             AlignError: an embedding is not a number.
         """
         with torch_threads(self._threads):
-            floats = self._feed([]).to_floats(torch.from_numpy(pixels).to(self._place))
+            floats = to_floats(
+                torch.from_numpy(pixels).to(self._place), self.preprocess, self._place
+            )
             found = unit(self._model.get_image_features(floats).pooler_output)
         return finite(found.cpu().numpy(), "picture")
 
