@@ -23,6 +23,7 @@ from coyo_tools.cli import (
     models,
     pictures,
     pools,
+    publish,
     roads,
     shards,
 )
@@ -62,7 +63,7 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, publish, roads,
 ):  # fmt: skip
     _group.register(app)
 
