@@ -63,7 +63,8 @@ def _options(
 
 
 for _group in (
-    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, publish, roads,
+    pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, publish,
+    roads,
 ):  # fmt: skip
     _group.register(app)
 

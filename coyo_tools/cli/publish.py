@@ -106,7 +106,7 @@ def push_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload a subset to the Hugging Face hub: parts, card, croissant.json, manifest, in one commit.
+    """Upload a subset to the Hugging Face hub in one commit: parts, card, croissant.json, manifest.
 
     Nothing else in the directory goes, but for removed.parquet and entries.parquet. Without a card
     one is written first. The token is HF_TOKEN's or `hf auth login`'s, the hub HF_ENDPOINT's. Given

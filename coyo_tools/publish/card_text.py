@@ -7,7 +7,7 @@ import pyarrow as pa
 from huggingface_hub import DatasetCardData
 
 from coyo_tools import __version__
-from coyo_tools.columns import PUBLISHED
+from coyo_tools.columns import PUBLISHED, URL
 from coyo_tools.dedupe.removal import size_bins
 from coyo_tools.publish.chain import COYO_REPOS, Step
 from coyo_tools.publish.facts import PARTS, Card
@@ -15,7 +15,7 @@ from coyo_tools.publish.markdown import one_line, render
 from coyo_tools.publish.words import CITATION, did, known_gaps, size_category, summary
 
 README = "README.md"
-# Settings in the words of the command's options; what is left out says nothing or has its own place.
+# Settings are told in the words of the options, but for those that have their own place.
 _UNTOLD = frozenset({"stage", "query", "recipe", "entries_sha256"})
 _FIGURES = {
     "without_key": "rows with nothing to be compared by, which stayed",
@@ -43,6 +43,7 @@ def card_text(card: Card) -> str:
         card=card,
         summary=summary(card),
         steps=[_StepView(step) for step in card.road.steps],
+        has_urls=URL in card.schema.names,
         published=PUBLISHED,
         gaps=known_gaps(card),
         parts=PARTS,
@@ -58,8 +59,9 @@ def front_matter(card: Card) -> DatasetCardData:
     features = _features(card.schema)
     info: dict[str, Any] = {} if features is None else {"features": features}
     info |= {
-        "splits": [{"name": "train", "num_examples": card.rows}],
+        "splits": [{"name": "train", "num_bytes": card.uncompressed, "num_examples": card.rows}],
         "download_size": card.bytes,
+        "dataset_size": card.uncompressed,
     }
     return DatasetCardData(
         license=card.license,
@@ -90,10 +92,14 @@ class _StepView:
         self.step = step
         self.made = made
         self.did = did(step)
+        untold = _UNTOLD | ({"top_of"} if not made.details.get("cuts") else set())
+        untold |= (
+            {"seed"} if step.stage == "filter" and not made.parameters.get("sample") else set()
+        )
         self.settings = [
             (name.replace("_", " "), _setting(value))
             for name, value in made.parameters.items()
-            if name not in _UNTOLD and value not in (None, [], "")
+            if name not in untold and value not in (None, [], "")
         ]
         self.figures = [
             (words, made.details[name])

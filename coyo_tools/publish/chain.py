@@ -1,8 +1,8 @@
 """The road that led to a subset: every step before it whose manifest is still at hand.
 
-A manifest names what its stage read, by path and fingerprint. Where a directory with a manifest lies
-there and has that fingerprint still, it is the step before; where it doesn't, the road ends, and why
-is said. What a path gives away of somebody's machine is left out.
+A manifest names what its stage read, by path and fingerprint. Where a directory with a manifest
+lies there and has that fingerprint still, it is the step before; where it doesn't, the road ends,
+and why is said. What a path gives away of somebody's machine is left out.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _MOST_STEPS = 100
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of the road: the directory it made, and its manifest; ``source`` is what it read."""
+    """One stage of the road: the directory it made, its manifest; ``source`` is what it read."""
 
     name: str
     source: str
@@ -53,8 +53,8 @@ class Step:
 class Road:
     """The steps, first to last, and where the first one began.
 
-    ``start`` is what the first step read, ``origin`` its manifest if coyo made that (a pool that was
-    fetched or indexed); ``ends`` says why the road is not known any further, if it is not.
+    ``start`` is what the first step read, ``origin`` its manifest if coyo fetched or indexed it;
+    ``ends`` says why the road is not known any further, if it is not.
     """
 
     steps: tuple[Step, ...]

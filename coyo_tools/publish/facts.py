@@ -67,7 +67,7 @@ class CardSettings:
 class Card:
     """All that a card says.
 
-    ``coyo`` says whether the rows are COYO-700M's, ``coyo_by`` on what ground. ``license`` is
+    ``uncompressed`` are bytes of all columns as they are before compression. ``coyo`` says whether the rows are COYO-700M's, ``coyo_by`` on what ground. ``license`` is
     ``unknown`` and ``language`` None where neither facts nor the user tell.
     """
 
@@ -78,6 +78,7 @@ class Card:
     road: Road
     rows: int
     parts: tuple[Part, ...]
+    uncompressed: int
     schema: pa.Schema
     columns: tuple[ColumnFacts, ...]
     absent: tuple[str, ...]
@@ -131,6 +132,11 @@ def read_card(
         road=road,
         rows=subset.rows,
         parts=parts,
+        uncompressed=sum(
+            part.row_group(group).total_byte_size
+            for part in subset.metadata()
+            for group in range(part.num_row_groups)
+        ),
         schema=subset.schema,
         columns=describe_pool(directory).columns,
         absent=tuple(name for name in PUBLISHED if name not in subset.columns),

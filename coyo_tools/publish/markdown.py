@@ -1,7 +1,7 @@
 r"""Markdown that strangers' text can't break out of: recipes, column names, paths.
 
-The hub's page shows Markdown with HTML in it, so jinja's own escaping, which knows HTML alone, is not
-enough: a pipe ends a table's cell, a backtick a code span, three dashes a front matter. What a
+The hub's page shows Markdown with HTML in it, so jinja's own escaping, which knows HTML alone, is
+not enough: a pipe ends a table's cell, a backtick a code span, three dashes a front matter. What a
 stranger wrote is shown as code, where no link, mention or formula is made of it either. A template
 can't forget it: whatever it prints without a filter is escaped.
 """
@@ -16,8 +16,8 @@ from coyo_tools.pages import figure, percent
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 _NONE = figure(None)
-# What begins something in the Markdown of CommonMark, GitHub or the hub, or in HTML.
-_SPECIAL = re.compile(r"[\\`*_{}\[\]()<>#+!|~&$=:@^\"]")
+# What begins something within a line, in the Markdown of CommonMark, GitHub or the hub, or in HTML.
+_SPECIAL = re.compile(r"[\\`*\[\]<>#!|~&$@^\"]|:(?=\S)|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.I)
 
 
 class Written(str):
@@ -36,7 +36,7 @@ def one_line(text: str) -> str:
 
 
 def escaped(text: str) -> Written:
-    r"""Return a text as Markdown that shows it as it is, wherever in a line it stands.
+    r"""Return a text as Markdown that shows it as it is, anywhere in a line but its beginning.
 
     Numbers of characters, since a backslash does not hold in every table.
 
@@ -66,7 +66,7 @@ def cell(text: str) -> Written:
     A pipe ends a cell even in a code span, and how a backslash before it is read differs.
 
     >>> cell("a OR b"), cell("a || b_c")
-    ('`a OR b`', '<code>a &#124;&#124; b&#95;c</code>')
+    ('`a OR b`', '<code>a &#124;&#124; b_c</code>')
     """
     return code(text) if "|" not in text else Written(f"<code>{escaped(text)}</code>")
 

@@ -33,8 +33,8 @@ _KIND = "dataset"
 # Besides the parts. Of these, what an earlier push left and this one has not is taken away.
 _MAY_GO = (REMOVED, ENTRIES_FILE)
 _SIGN_IN = (
-    "Make a token with write access on https://huggingface.co/settings/tokens, then set HF_TOKEN or "
-    "run `hf auth login`."
+    "Make a token with write access on https://huggingface.co/settings/tokens, then set HF_TOKEN, "
+    "or run `hf auth login`."
 )
 _AGAIN = "Give the command again: what the hub has already is not sent twice."
 
@@ -181,13 +181,11 @@ def _notes(manifest: Manifest, *, public: bool, private: bool) -> list[str]:
     notes = []
     if public and private:
         notes.append("it was private before and stays so; its settings page makes it public")
-    for item in manifest.inputs:
-        if is_private_path(item.path):
-            notes.append(
-                f"{MANIFEST} is pushed as it is, and names the whole path or url of "
-                f"{shown_path(item.path)}"
-            )
-    return notes
+    return notes + [
+        f"{MANIFEST} is pushed as it is, and names the whole path or url of {shown_path(item.path)}"
+        for item in manifest.inputs
+        if is_private_path(item.path)
+    ]
 
 
 @contextmanager

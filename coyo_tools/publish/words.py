@@ -1,5 +1,6 @@
 """What a card says in words: the summary, what is known to be missing, whom to cite."""
 
+from coyo_tools.columns import TEXT, URL
 from coyo_tools.pages import percent
 from coyo_tools.publish.chain import Step
 from coyo_tools.publish.facts import Card
@@ -11,6 +12,7 @@ CITATION = """@misc{kakaobrain2022coyo-700m,
   year         = {2022},
   howpublished = {\\url{https://github.com/kakaobrain/coyo-dataset}},
 }"""  # noqa: E501
+_HOLDS = {URL: "urls", TEXT: "alternative texts"}
 # From COYO-700M's dataset card: what its makers enforced, and what that leaves in.
 _COYO_GAPS = (
     "English only: COYO-700M kept the texts that a language detector took for English.",
@@ -30,9 +32,11 @@ _COYO_GAPS = (
 def summary(card: Card) -> str:
     """Say in two or three sentences what the subset is; plain text, not yet escaped."""
     first = card.road.steps[0]
+    holds = [words for name, words in _HOLDS.items() if name in card.schema.names]
     share = percent(card.rows / card.rows_at_start)
     said = [
-        f"{card.rows:,} image-text pairs: urls, alternative texts and scores, no pictures.",
+        f"{card.rows:,} image-text pairs: {' and '.join(holds)} with what was measured of the "
+        "pictures, which are not part of it.",
         f"They are {share} of the {card.rows_at_start:,} rows of "
         f"{'COYO-700M metadata' if card.coyo else 'metadata'} in {first.source}, left by "
         f"{_in_words([did(step) for step in card.road.steps])}.",
@@ -45,7 +49,7 @@ def did(step: Step) -> str:
     asked = step.manifest.parameters
     match step.stage:
         case "filter":
-            return f"the filter {asked.get('recipe')}"
+            return _filter(step)
         case "dedupe":
             near = f" within {asked['radius']} bits" if asked.get("radius") else ""
             return f"deduplication by {', '.join(asked.get('by', ()))}{near}"
@@ -54,6 +58,14 @@ def did(step: Step) -> str:
         case "balance":
             return f"balancing to {asked.get('max_per_entry'):,} rows an entry"
     return step.stage
+
+
+def _filter(step: Step) -> str:
+    """Name the recipes; rules that were given with options have no name but the option's."""
+    recipe = str(step.manifest.parameters.get("recipe"))
+    named = [name for name in recipe.split(" + ") if not name.startswith("--")]
+    rules = f"{len(step.bites)} rule{'s' if len(step.bites) != 1 else ''}"
+    return f"the filter {', '.join(named)} of {rules}" if named else f"a filter of {rules}"
 
 
 def known_gaps(card: Card) -> list[str]:

@@ -4,5 +4,5 @@ SELECT
     count(*)::BIGINT AS compared,
     count(*) FILTER (WHERE phash_distance = 0)::BIGINT AS same,
     count(*) FILTER (WHERE phash_distance > $limit)::BIGINT AS beyond
-FROM pool JOIN ledger USING (id)
+FROM pool JOIN ledger ON ledger.id = pool.id
 WHERE phash_distance IS NOT NULL;

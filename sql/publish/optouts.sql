@@ -6,7 +6,7 @@ SELECT
         ELSE 'another way'
     END AS said,
     count(*)::BIGINT AS rows
-FROM pool JOIN ledger USING (id)
+FROM pool JOIN ledger ON ledger.id = pool.id
 WHERE outcome = 'opt-out'
-GROUP BY ALL
+GROUP BY said
 ORDER BY rows DESC, said;
