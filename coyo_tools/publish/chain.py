@@ -16,6 +16,7 @@ from coyo_tools.remote import is_remote
 from coyo_tools.source import open_source
 
 COYO_REPOS = ("kakaobrain/coyo-700m", "kakaobrain/coyo-labeled-300m")
+TOY_WEB_KIND = "toy web"
 _MOST_STEPS = 100
 
 
@@ -63,6 +64,13 @@ class Road:
     ends: str
 
     @property
+    def made_by(self) -> str:
+        """What made the pool that the road began with: a stage, or a toy web."""
+        if self.origin is None:
+            return ""
+        return f"coyo {self.origin.parameters.get('stage', self.origin.kind)}"
+
+    @property
     def repo(self) -> str | None:
         """The data set on the hub that the road began with, as OWNER/NAME."""
         if self.origin is not None and "repo" in self.origin.parameters:
@@ -91,7 +99,7 @@ def read_road(directory: Path) -> Road:
             return Road(tuple(steps), shown_path(read.path), None, "")
         found, why = _directory_of(read, place)
         if found is None or len(steps) >= _MOST_STEPS:
-            return Road(tuple(steps), shown_path(read.path), None, why)
+            return Road(tuple(steps), shown_path(read.path), _toy_web(read, place), why)
         before = read_manifest(found)
         if before.kind != "subset":
             return Road(tuple(steps), shown_path(read.path), before, "")
@@ -118,6 +126,15 @@ def _directory_of(read: Input, beside: Path) -> tuple[Path | None, str]:
             return place, ""
         why = "what lies there now is something else"
     return None, why
+
+
+def _toy_web(read: Input, beside: Path) -> Manifest | None:
+    """Return the manifest of the toy web whose pool was read; its pool has COYO's columns."""
+    for place in (Path(read.path), beside.parent / read.path):
+        if (place.parent / MANIFEST).is_file():
+            made = read_manifest(place.parent)
+            return made if made.kind == TOY_WEB_KIND else None
+    return None
 
 
 def shown_path(path: str) -> str:

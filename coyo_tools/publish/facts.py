@@ -67,8 +67,9 @@ class CardSettings:
 class Card:
     """All that a card says.
 
-    ``uncompressed`` are bytes of all columns as they are before compression. ``coyo`` says whether the rows are COYO-700M's, ``coyo_by`` on what ground. ``license`` is
-    ``unknown`` and ``language`` None where neither facts nor the user tell.
+    ``uncompressed`` are the bytes of all columns before compression. ``coyo`` says whether the rows
+    are COYO-700M's, ``coyo_by`` on what ground. ``license`` is ``unknown`` and ``language`` None
+    where neither facts nor the user tell.
     """
 
     title: str
@@ -198,7 +199,7 @@ def _is_coyo(wanted: CardSettings, road: Road, subset: Source) -> tuple[bool, st
     if road.repo is not None:
         return road.repo in COYO_REPOS, f"it was read from {road.repo}"
     if road.origin is not None:
-        return False, f"its pool was made by coyo {road.origin.parameters.get('stage')}"
+        return False, f"its pool is made by {road.made_by}"
     has_all = all(name in subset.columns for name in _COYOS_OWN)
     own = has_all and not any(name in subset.notes for name in _COYOS_OWN)
     return own, f"it {'has' if own else 'lacks'} COYO's own columns"

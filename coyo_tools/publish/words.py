@@ -90,6 +90,11 @@ def known_gaps(card: Card) -> list[str]:
         )
     if card.road.ends:
         gaps.append(f"Of what was done before, the manifest is not at hand: {card.road.ends}.")
+    if card.fates is not None and card.fates.arrived < card.rows:
+        lost = card.rows - card.fates.arrived
+        gaps.append(
+            f"{lost:,} pictures ({percent(lost / card.rows)}) did not arrive when fetched."
+        )
     if card.fates is None:
         gaps.append("Whether the links still work was not looked at for this card.")
     elif card.fates.survivors is None:
