@@ -1,23 +1,26 @@
 """Pushing a subset to a stand-in of the hub: what goes, what stays, and how it fails."""
 
-import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import datasets
+import huggingface_hub
 import polars as pl
 import pytest
 from making import coyo, write_pool
-from remote_servers import FileServer, serving
+from remote_servers import serving
 from writable_hub import Store, WritableHub
 
 from coyo_tools.dedupe import dedupe_pool
+from coyo_tools.errors import CoyoError, SourceError
 from coyo_tools.filter import filter_pool
 from coyo_tools.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from coyo_tools.publish import push_subset, write_card
 
 REPO = "someone/slice"
 TOKEN = "hf_notASecretButTreatedAsOne"  # noqa: S105
@@ -49,26 +52,35 @@ def subset(tmp_path: Path) -> Path:
     return tmp_path / "slice"
 
 
-def push(
-    hub: FileServer | str, subset: Path, *arguments: str, repo: str = REPO, token: str = TOKEN
+@pytest.fixture(autouse=True)
+def environment(hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command reads from the environment, for pushes in this process."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+def command(
+    endpoint: str, subset: Path, *arguments: str, token: str = TOKEN
 ) -> CompletedProcess[str]:
-    home = subset.parent / "home"
+    """Push by the installed command; the token is neither printed nor written anywhere."""
     done = coyo(
-        "push", subset, repo, *arguments,
-        HF_ENDPOINT=hub if isinstance(hub, str) else hub.url(),
-        HF_TOKEN=token, HF_HOME=str(home), HF_HUB_DISABLE_XET="1",
+        "push", subset, REPO, *arguments,
+        HF_ENDPOINT=endpoint, HF_TOKEN=token, HF_HOME=str(subset.parent / "home"),
+        HF_HUB_DISABLE_XET="1",
     )  # fmt: skip
     written = [path for path in subset.parent.rglob("*") if path.is_file()]
-    assert not any(TOKEN.encode() in path.read_bytes() for path in written)
-    assert TOKEN not in done.stdout + done.stderr
+    assert not any(token.encode() in path.read_bytes() for path in written)
+    assert token not in done.stdout + done.stderr
     return done
 
 
-def refused(done: CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("error: ") == 1
-    return done.stderr
+def refused(subset: Path, repo: str = REPO) -> str:
+    with pytest.raises(CoyoError) as caught:
+        push_subset(subset, repo)
+    assert TOKEN not in str(caught.value)
+    return str(caught.value)
 
 
 def test_parts_card_and_manifest_go_in_one_commit_and_nothing_else(
@@ -76,8 +88,9 @@ def test_parts_card_and_manifest_go_in_one_commit_and_nothing_else(
 ) -> None:
     (subset / "notes.txt").write_text("mine")
     (subset / ".part-00001.parquet.partial").write_bytes(b"half")
-    done = push(hub, subset)
+    done = command(hub.url(), subset)
     assert done.returncode == 0, done.stderr
+    assert "5 files" in done.stderr and "(private)" in done.stderr
     assert len(hub.commits) == 1
     assert hub.private
     assert set(hub.files) == PUSHED | {".gitattributes"}
@@ -88,18 +101,13 @@ def test_parts_card_and_manifest_go_in_one_commit_and_nothing_else(
     assert hub.store.asked.tokens == set()  # the other host is not told
 
 
-def test_what_was_pushed_loads_by_its_name(
-    hub: WritableHub, subset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert push(hub, subset).returncode == 0
+def test_what_was_pushed_loads_by_its_name(hub: WritableHub, subset: Path, tmp_path: Path) -> None:
+    push_subset(subset, REPO)
     script = (
         "import datasets, sys\n"
         f"rows = datasets.load_dataset({REPO!r}, split='train', cache_dir=sys.argv[1])\n"
         "print(rows['id'][:], rows.features['width'].dtype)\n"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "cache")],
         env=os.environ
@@ -114,11 +122,10 @@ def test_what_was_pushed_loads_by_its_name(
 def test_a_push_given_again_sends_nothing_and_makes_no_commit(
     hub: WritableHub, subset: Path
 ) -> None:
-    assert push(hub, subset).returncode == 0
+    first = push_subset(subset, REPO)
     hub.store.asked.clear()
-    done = push(hub, subset)
-    assert done.returncode == 0
-    assert "has all of it already" in done.stderr
+    again = push_subset(subset, REPO)
+    assert first.changed and not again.changed and again.commit == first.commit
     assert len(hub.commits) == 1
     assert hub.store.asked.requests.total() == 0
 
@@ -126,12 +133,12 @@ def test_a_push_given_again_sends_nothing_and_makes_no_commit(
 def test_a_push_that_was_cut_off_goes_on(hub: WritableHub, subset: Path) -> None:
     cut = iter([True])
     hub.before = lambda _, path: (500, {}) if "/commit/" in path and next(cut, False) else None
-    assert "500" in refused(push(hub, subset))
+    assert "500" in refused(subset)
     assert hub.commits == []
     sent = {name for name in hub.store.asked.requests if name.startswith("PUT")}
     assert len(sent) == 2  # the part and removed.parquet
     hub.store.asked.clear()
-    assert push(hub, subset).returncode == 0
+    assert push_subset(subset, REPO).changed
     assert hub.store.asked.requests.total() == 0
     assert len(hub.commits) == 1
 
@@ -139,41 +146,36 @@ def test_a_push_that_was_cut_off_goes_on(hub: WritableHub, subset: Path) -> None
 def test_parts_of_an_earlier_push_are_taken_away_and_strangers_files_stay(
     hub: WritableHub, subset: Path
 ) -> None:
-    assert push(hub, subset).returncode == 0
+    push_subset(subset, REPO)
     hub.files["part-00007.parquet"] = b"of an earlier, longer subset"
     hub.files["train/part-00000.parquet"] = hub.files["LICENSE"] = b"the owner's"
-    done = push(hub, subset)
-    assert done.returncode == 0, done.stderr
-    assert "taken away: part-00007.parquet" in done.stderr
+    assert push_subset(subset, REPO).taken_away == ("part-00007.parquet",)
     assert hub.commits[-1].deleted == ["part-00007.parquet"]
     assert {"train/part-00000.parquet", "LICENSE"} <= set(hub.files)
 
 
 def test_a_branch_gets_the_push_and_main_is_as_before(hub: WritableHub, subset: Path) -> None:
-    done = push(hub, subset, "--revision", "v2")
-    assert done.returncode == 0, done.stderr
+    done = push_subset(subset, REPO, revision="v2")
     assert set(hub.branches["main"]) == {".gitattributes"}
     assert set(hub.branches["v2"]) == PUSHED | {".gitattributes"}
-    assert "/tree/v2" in done.stderr
+    assert done.url.endswith("/someone/slice/tree/v2")
 
 
 def test_what_everybody_sees_has_to_be_meant(hub: WritableHub, subset: Path) -> None:
-    assert push(hub, subset, "--public").returncode == 0
+    assert not push_subset(subset, REPO, public=True).private
     assert not hub.private
-    said = refused(push(hub, subset))
+    said = refused(subset)
     assert "is public" in said and "--public" in said
     hub.private = True
-    done = push(hub, subset, "--public")
-    assert done.returncode == 0
+    assert "stays so" in push_subset(subset, REPO, public=True).notes[0]
     assert hub.private
-    assert "stays so" in done.stderr
 
 
 def test_a_card_that_was_written_by_hand_goes_as_it_is(hub: WritableHub, subset: Path) -> None:
-    assert coyo("card", subset).returncode == 0
+    write_card(subset)
     card = (subset / "README.md").read_text() + "\nMy own words.\n"
     (subset / "README.md").write_text(card)
-    assert push(hub, subset).returncode == 0
+    push_subset(subset, REPO)
     assert hub.files["README.md"].decode() == card
 
 
@@ -184,20 +186,31 @@ def test_a_card_that_was_written_by_hand_goes_as_it_is(hub: WritableHub, subset:
 def test_a_name_that_is_none_is_refused_before_anything_is_asked(
     hub: WritableHub, subset: Path, repo: str, said: str
 ) -> None:
-    assert said in refused(push(hub, subset, repo=repo))
+    assert said in refused(subset, repo)
     assert hub.asked.requests.total() == 0
 
 
-def test_refusals_of_the_hub_are_said_in_one_message(hub: WritableHub, subset: Path) -> None:
-    assert "without a token" in refused(push(hub, subset, token=""))
-    assert "does not accept the token" in refused(push(hub, subset, token="hf_another"))
+def test_refusals_of_the_hub_are_said_in_one_message(
+    hub: WritableHub, subset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.may_write = False
-    assert "may not write to someone/slice (403)" in refused(push(hub, subset))
+    assert "may not write to someone/slice (403)" in refused(subset)
     hub.may_write = True
-    assert "(403)" in refused(push(hub, subset, repo="somebodyelse/slice"))
+    assert "(403)" in refused(subset, "somebodyelse/slice")
     hub.yaml_errors = ["license must be one of these"]
-    assert "refuses the card" in refused(push(hub, subset))
+    assert "refuses the card" in refused(subset)
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert "without a token" in refused(subset)
     assert hub.commits == []
+
+
+def test_a_token_that_is_none_is_said_without_telling_it(hub: WritableHub, subset: Path) -> None:
+    done = command(hub.url(), subset, token="hf_anotherThatIsNoGood")  # noqa: S106
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: The hub does not accept the token for someone/slice (401)"
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_a_push_of_somebody_else_in_between_is_noticed(hub: WritableHub, subset: Path) -> None:
@@ -208,7 +221,7 @@ def test_a_push_of_somebody_else_in_between_is_noticed(hub: WritableHub, subset:
             hub.heads["main"] = "5" * 40
 
     hub.before = meanwhile
-    assert "Somebody else has pushed" in refused(push(hub, subset))
+    assert "Somebody else has pushed" in refused(subset)
     assert hub.commits == []
 
 
@@ -216,8 +229,10 @@ def test_a_network_that_is_down_is_said(subset: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    said = refused(push(f"http://127.0.0.1:{port}", subset))
-    assert "can't be reached" in said and "HF_ENDPOINT" in said
+    done = command(f"http://127.0.0.1:{port}", subset)
+    assert done.returncode == 2
+    assert "can't be reached" in done.stderr and "HF_ENDPOINT" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_subset_that_was_touched_is_refused(
@@ -226,27 +241,27 @@ def test_a_subset_that_was_touched_is_refused(
     part = subset / "part-00000.parquet"
     rows = pl.read_parquet(part)
     rows.slice(1).write_parquet(part)
-    said = refused(push(hub, subset))
+    said = refused(subset)
     assert "touched since it was written" in said and "14 rows" in said
     # The same ids with other texts: only the card's SHA-256 can tell.
     rows.write_parquet(part)
-    assert coyo("card", subset).returncode == 0
+    write_card(subset)
     rows.with_columns(pl.lit("other").alias("text")).write_parquet(part)
-    said = refused(push(hub, subset))
+    said = refused(subset)
     assert "of other bytes" in said and "coyo card" in said
     assert hub.commits == []
 
 
 def test_the_card_of_other_rows_is_refused(hub: WritableHub, subset: Path) -> None:
-    assert coyo("card", subset).returncode == 0
+    write_card(subset)
     shutil.copy(subset / "README.md", subset.parent / "README.md")
     (subset / "README.md").write_text("# Another\n")
-    assert "card of other rows" in refused(push(hub, subset))
+    assert "card of other rows" in refused(subset)
     (subset / "README.md").unlink()
-    assert "has no README.md" in refused(push(hub, subset))
+    assert "has no README.md" in refused(subset)
     shutil.copy(subset.parent / "README.md", subset / "README.md")
     (subset / "croissant.json").write_text("{}")
-    assert "damaged" in refused(push(hub, subset))
+    assert "damaged" in refused(subset)
 
 
 @pytest.mark.parametrize(
@@ -259,25 +274,14 @@ def test_what_is_no_subset_is_told_which_command_is_for_it(
     other = tmp_path / "other"
     other.mkdir()
     write_manifest(other, Manifest(kind, {}, [], 1, 1, {}, "0" * 32, 0.0))
-    told = refused(push(hub, other))
+    told = refused(other)
     assert f"is a {kind} directory" in told and said in told
-    told = refused(coyo("card", other))
-    assert said in told
+    with pytest.raises(SourceError, match="not a subset"):
+        write_card(other)
     assert hub.asked.requests.total() == 0
 
 
 def test_paths_that_a_manifest_gives_away_are_named(hub: WritableHub, subset: Path) -> None:
-    done = push(hub, subset, "--revision", "v1")
-    assert "manifest.json is pushed as it is, and names the whole path or url of narrow" in (
-        done.stderr
-    )
+    notes = push_subset(subset, REPO).notes
+    assert notes == ("manifest.json is pushed as it is, and names the whole path or url of narrow",)
     assert str(subset.parent) not in (subset / "README.md").read_text()
-    told = json.loads(push(hub, subset, "--json").stdout)
-    assert told["repo"] == REPO and told["changed"] and set(told["files"]) == PUSHED
-
-
-def test_the_folder_itself_loads_offline(hub: WritableHub, subset: Path, tmp_path: Path) -> None:
-    assert push(hub, subset).returncode == 0
-    rows = datasets.load_dataset(str(subset), split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows.num_rows == 15  # and not those of removed.parquet
-    assert rows.column_names == ["id", "url", "text", "width", "image_phash"]
