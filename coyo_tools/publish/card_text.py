@@ -29,10 +29,10 @@ _FIGURES = {
     "evaluation_without_hash": "evaluation rows without a hash, which were not looked for",
     "evaluation_refused": "evaluation files that are no picture",
     "entries_matched": "entries found in a text",
-    "entries_capped": "of these, drawn down",
-    "entries_never_found": "entries in no text",
-    "matches_before": "matches before",
-    "matches_after": "matches after",
+    "entries_capped": "of these, in more texts than the cap",
+    "entries_never_found": "entries that can be in no text, as texts are read",
+    "matches_before": "pairs of a row and an entry in its text, before",
+    "matches_after": "such pairs after",
 }
 
 
@@ -142,7 +142,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any] | None:
         inner = _feature(kind.value_type)
         if inner is None:
             return None
-        return {"list": inner["dtype"]} if set(inner) == {"dtype"} else {"list": inner}
+        return {"list": inner.get("dtype", inner.get("struct", inner))}
     if pa.types.is_struct(kind):
         inner_fields = _features(pa.schema(list(kind)))
         return None if inner_fields is None else {"struct": inner_fields}

@@ -12,6 +12,8 @@ CITATION = """@misc{kakaobrain2022coyo-700m,
   year         = {2022},
   howpublished = {\\url{https://github.com/kakaobrain/coyo-dataset}},
 }"""  # noqa: E501
+# What the parser calls a recipe that has no name of its own.
+_UNNAMED = frozenset({"where", "top", "match", "predicate", "query", "everything"})
 _HOLDS = {URL: "urls", TEXT: "alternative texts"}
 # From COYO-700M's dataset card: what its makers enforced, and what that leaves in.
 _COYO_GAPS = (
@@ -63,7 +65,7 @@ def did(step: Step) -> str:
 def _filter(step: Step) -> str:
     """Name the recipes; rules that were given with options have no name but the option's."""
     recipe = str(step.manifest.parameters.get("recipe"))
-    named = [name for name in recipe.split(" + ") if not name.startswith("--")]
+    named = [name for name in recipe.split(" + ") if name.strip("-") not in _UNNAMED]
     rules = f"{len(step.bites)} rule{'s' if len(step.bites) != 1 else ''}"
     return f"the filter {', '.join(named)} of {rules}" if named else f"a filter of {rules}"
 
@@ -92,9 +94,7 @@ def known_gaps(card: Card) -> list[str]:
         gaps.append(f"Of what was done before, the manifest is not at hand: {card.road.ends}.")
     if card.fates is not None and card.fates.arrived < card.rows:
         lost = card.rows - card.fates.arrived
-        gaps.append(
-            f"{lost:,} pictures ({percent(lost / card.rows)}) did not arrive when fetched."
-        )
+        gaps.append(f"{lost:,} pictures ({percent(lost / card.rows)}) did not arrive when fetched.")
     if card.fates is None:
         gaps.append("Whether the links still work was not looked at for this card.")
     elif card.fates.survivors is None:
