@@ -30,6 +30,7 @@ from coyo_tools.score_settings import SHARDS_ROLE, ScoreSettings, input_fingerpr
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source
 from coyo_tools.vectors import open_vectors
+from coyo_tools.within import keep_within
 
 # Those that decide which rows there are and how they lie in a file.
 _DECIDING = (
@@ -270,6 +271,12 @@ def _replay_decontaminate(
     )
 
 
+def _replay_within(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    keep_within(pool, manifest.parameters["other"], output, memory=memory, threads=threads)
+
+
 def _replay_balance(
     manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
 ) -> None:
@@ -308,6 +315,7 @@ _REPLAYS: dict[str, _Replay] = {
     "dedupe": _replay_dedupe,
     SEMANTIC_STAGE: _replay_semantic,
     "decontaminate": _replay_decontaminate,
+    "within": _replay_within,
     "balance": _replay_balance,
     "score": _replay_score,
 }

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH
-from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, digest_ids, write_parts
+from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, digest_ids
 from coyo_tools.errors import ColumnError, RecipeError
 from coyo_tools.hamming_search import MAX_RADIUS
 from coyo_tools.manifest import IdDigest, Manifest
@@ -25,7 +25,7 @@ from coyo_tools.pages import write_page
 from coyo_tools.progress import Progress
 from coyo_tools.recipe import missing_column
 from coyo_tools.row_hashes import holds_hashes
-from coyo_tools.rows import KeptRows, copy_rows, is_copyable
+from coyo_tools.rows import KeptRows, write_kept
 from coyo_tools.source import Source
 
 REMOVED = "removed.parquet"
@@ -192,20 +192,6 @@ def _regrouped(batches: Iterable[Removed], schema: pa.Schema, gone: KeptRows) ->
             rows -= ROW_GROUP_ROWS
     if rows:
         yield pa.concat_tables(waiting).combine_chunks()
-
-
-def write_kept(
-    session: duckdb.DuckDBPyConnection,
-    pool: Source,
-    kept: KeptRows,
-    directory: Path,
-    on_progress: Progress,
-) -> list[Path]:
-    """Write the rows that stay: copied by place where they can be, else streamed by DuckDB."""
-    if is_copyable(pool):
-        files = [Path(file) for file in pool.files]
-        return copy_rows(files, pool.file_rows, kept, directory, on_progress)
-    return write_parts(session.view("pool"), directory, kept.between)
 
 
 def write_rest(
