@@ -56,7 +56,8 @@ def walk(page: str) -> Walked:
     for kind, text in BLOCK.findall(page):
         if kind == "python":
             names: dict[str, Any] = {"__name__": "page"}
-            exec(compile(text, f"<{PAGE.name}: {text.splitlines()[0]}…>", "exec"), names)
+            code = compile(text, f"<{PAGE.name}: {text.splitlines()[0]}…>", "exec")
+            exec(code, names)  # noqa: S102 - our own page
             walked.figures |= {n: v for n, v in names.items() if not n.startswith("_")}
         elif kind == "sh":
             for line in re.sub(r"\\\n", " ", text).splitlines():
@@ -165,9 +166,13 @@ def test_the_stages_of_the_page_fit_into_one_pipeline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "error", "said"),
     [
-        ("```python\nassert 1 + 1 == 3\n```\n", AssertionError, ""),
+        ("```python\nassert 1 + 1 == 3, 'so'\n```\n", AssertionError, "so"),
         ("```python\nimages = numpy.zeros(1)\n```\n", NameError, "numpy"),
-        ("```sh\ncoyo classify run gone.jpg --labels a,b\n```\n", TrainingError, "No picture"),
+        (
+            "```sh\ncoyo classify run gone.jpg --labels a,b\n```\n",
+            TrainingError,
+            "gone.jpg is not there",
+        ),
         ("```sh\ncoyo classify run photo.jpg --unheard-of\n```\n", AssertionError, "unheard-of"),
     ],
 )
