@@ -6,26 +6,17 @@ with the same settings from the same inputs. The whole file is checked before an
 """
 
 import difflib
-import json
-import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coyo_tools.bundled import bundled
-from coyo_tools.errors import ColumnError, OutputError, PipelineError
-from coyo_tools.manifest import MANIFEST, Manifest, digest_of, read_manifest, settings_digest
-from coyo_tools.progress import Progress, no_progress
-from coyo_tools.recipe import load_recipe
+from coyo_tools.errors import PipelineError
 from coyo_tools.report import ReportStage, write_report
-from coyo_tools.source import READABLE_KINDS, open_source
-from coyo_tools.stage_kinds import KINDS, Stage, only_known, parse_stage, recipes_of
-
-Watch = Callable[[str], AbstractContextManager[Progress]]
-_KEYS = ".stages"
+from coyo_tools.stage_kinds import Stage, only_known, parse_stage
+from coyo_tools.walk import StageOutcome, Walk, Watch
 
 
 @dataclass(frozen=True)
@@ -35,16 +26,6 @@ class Pipeline:
     title: str
     inputs: dict[str, tuple[str, str | None]]
     stages: tuple[Stage, ...]
-
-
-@dataclass(frozen=True)
-class StageOutcome:
-    """What became of a stage: whether it was finished before, and its manifest."""
-
-    name: str
-    does: str
-    skipped: bool
-    manifest: Manifest
 
 
 def find_pipeline(name: str) -> Path:
@@ -72,6 +53,20 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises:
         PipelineError: it can't be read, or a stage is unknown, misspelt or refers to nothing.
     """
+    raw = read_toml(path, {"title", "inputs", "stages"})
+    inputs = parse_inputs(raw, path)
+    stages = parse_stages(raw, path, inputs)
+    if not stages:
+        raise PipelineError(f"{path} lists no [[stages]].")
+    return Pipeline(str(raw.get("title", path.stem)), inputs, tuple(stages))
+
+
+def read_toml(path: Path, known: set[str]) -> dict[str, Any]:
+    """Read a TOML file that has none but the known keys.
+
+    Raises:
+        PipelineError: it can't be read, or has another key.
+    """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,7 +75,16 @@ def load_pipeline(path: Path) -> Pipeline:
         raise PipelineError(f"The pipeline {path} is not UTF-8 text.") from error
     except tomllib.TOMLDecodeError as error:
         raise PipelineError(f"{path} is not TOML: {error}.") from error
-    only_known(raw, {"title", "inputs", "stages"}, str(path))
+    only_known(raw, known, str(path))
+    return raw
+
+
+def parse_inputs(raw: Mapping[str, Any], path: Path) -> dict[str, tuple[str, str | None]]:
+    """The inputs of a file: what each is for, and its default path.
+
+    Raises:
+        PipelineError: one is no table of these two.
+    """
     inputs: dict[str, tuple[str, str | None]] = {}
     for name, about in _table(raw, "inputs", path).items():
         if not isinstance(about, dict):
@@ -90,13 +94,36 @@ def load_pipeline(path: Path) -> Pipeline:
             if not isinstance(value, str):
                 raise PipelineError(f"Input {name} of {path}: {key} is {value!r}, not a string.")
         inputs[name] = (about.get("about", ""), about.get("path"))
-    listed = raw.get("stages")
-    if not isinstance(listed, list) or not listed:
+    return inputs
+
+
+def parse_stages(
+    raw: Mapping[str, Any], path: Path, inputs: Mapping[str, Any]
+) -> tuple[Stage, ...]:
+    """The stages of a file, checked.
+
+    Raises:
+        CoyoError: one is unknown, misspelt or refers to nothing.
+    """
+    listed = raw.get("stages", [])
+    if not isinstance(listed, list):
         raise PipelineError(f"{path} lists no [[stages]].")
     stages: list[Stage] = []
     for number, item in enumerate(listed, 1):
         stages.append(parse_stage(item, number, path, {*inputs, *(s.name for s in stages)}))
-    return Pipeline(str(raw.get("title", path.stem)), inputs, tuple(stages))
+    return tuple(stages)
+
+
+def input_places(
+    inputs: Mapping[str, tuple[str, str | None]], given: Mapping[str, str], path: Path
+) -> dict[str, str]:
+    """Where a file's inputs lie: as given, else by its own defaults.
+
+    Raises:
+        PipelineError: one has no path, or one is given that the file does not have.
+    """
+    only_known(given, set(inputs), f"{path}, among its inputs,")
+    return {name: _input_path(name, about, given) for name, about in inputs.items()}
 
 
 def run_pipeline(
@@ -124,31 +151,15 @@ def run_pipeline(
         CoyoError: from the pipeline file or from the stage that failed.
     """
     pipeline = load_pipeline(path)
-    only_known(inputs, set(pipeline.inputs), f"{path}, among its inputs,")
-    places = {name: _input_path(name, about, inputs) for name, about in pipeline.inputs.items()}
-    prints = {name: _fingerprint(place) for name, place in places.items()}
-    try:
-        (output / _KEYS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Can't write to {output}: {error.strerror}.") from error
-    outcomes = []
-    for number, stage in enumerate(pipeline.stages, 1):
-        key = _stage_key(stage, prints)
-        place = output / stage.name
-        finished = _is_finished(output, stage, key, redo=redo)
-        label = f"[{number}/{len(pipeline.stages)}] {stage.name} ({stage.does})"
-        if not finished:
-            tell(label)
-            with (watch or _unwatched)(label) as on_progress:
-                _run_stage(stage, output, key, places, on_progress)
-        manifest = read_manifest(place)
-        places[stage.name] = str(place)
-        prints[stage.name] = key
-        outcomes.append(StageOutcome(stage.name, stage.does, finished, manifest))
-        tell(_summary(label, manifest, finished=finished))
+    places = input_places(pipeline.inputs, inputs, path)
+    walk = Walk(places, redo=redo, watch=watch, tell=tell)
+    outcomes = [
+        walk.do(stage, output, f"[{number}/{len(pipeline.stages)}]")
+        for number, stage in enumerate(pipeline.stages, 1)
+    ]
     settings = {stage.name: stage.settings for stage in pipeline.stages}
     sources = {
-        name: _resolve(chosen["source"], places)
+        name: walk.place_of(chosen["source"])
         for name, chosen in settings.items()
         if "source" in chosen
     }
@@ -174,106 +185,3 @@ def _input_path(name: str, about: tuple[str, str | None], given: Mapping[str, st
             f"The pipeline needs the input {name} ({about[0]}).", f"Give --input {name}=PATH."
         )
     return place
-
-
-def _fingerprint(place: str) -> str:
-    """Fingerprint an input: a pool by its footers, shards and runs by their manifest or files."""
-    path = Path(place)
-    if path.is_file():
-        if path.suffix == ".parquet":
-            with suppress(ColumnError):  # captions, which need no id
-                return open_source(place).fingerprint
-        return digest_of([path.read_bytes()])
-    if (path / MANIFEST).is_file() and read_manifest(path).kind not in READABLE_KINDS:
-        return digest_of([(path / MANIFEST).read_bytes()])
-    if path.is_dir() and not any(path.glob("*.parquet")):
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return digest_of(f"{file.relative_to(path)} {file.stat().st_size}" for file in files)
-    return open_source(place).fingerprint
-
-
-def _resolve(value: str, places: Mapping[str, str]) -> str:
-    head, slash, rest = value.partition("/")
-    return places[head] + slash + rest
-
-
-def _stage_key(stage: Stage, prints: Mapping[str, str]) -> str:
-    kind = KINDS[stage.does]
-    read = {
-        key: prints[stage.settings[key].split("/")[0]] for key in kind.paths & set(stage.settings)
-    }
-    settings = dict(stage.settings)
-    if stage.does == "filter":  # names or files: what counts is the SQL behind them
-        settings.pop("recipe", None)
-        settings["recipes"] = [load_recipe(recipe).sql for recipe in recipes_of(stage.settings)]
-    return settings_digest({"does": stage.does, "settings": settings, "read": read})
-
-
-def _is_finished(output: Path, stage: Stage, key: str, *, redo: bool) -> bool:
-    place = output / stage.name
-    if not (place / MANIFEST).is_file():
-        return False
-    note = output / _KEYS / f"{stage.name}.json"
-    try:
-        made = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        made = {}
-    if made.get("key") == key:
-        return True
-    if not redo:
-        before, now = made.get("settings", {}), stage.settings
-        changed = [
-            f"{name} was {before.get(name)!r}, is {now.get(name)!r}"
-            for name in sorted({*before, *now})
-            if before.get(name) != now.get(name)
-        ]
-        raise PipelineError(
-            f"{place} was made with other settings or from other inputs"
-            + (f" ({'; '.join(changed)})." if changed else "."),
-            "Add --redo to replace it and what follows from it, or choose another -o.",
-        )
-    return False
-
-
-def _write_key(output: Path, stage: Stage, key: str) -> None:
-    note = output / _KEYS / f"{stage.name}.json"
-    text = json.dumps({"key": key, **asdict(stage)}, indent=2)
-    partial = note.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.rename(note)
-
-
-def _run_stage(
-    stage: Stage, output: Path, key: str, places: Mapping[str, str], on_progress: Progress
-) -> None:
-    place = output / stage.name
-    kind = KINDS[stage.does]
-    settings = {
-        key: _resolve(value, places) if key in kind.paths else value
-        for key, value in stage.settings.items()
-    }
-    if place.exists():
-        _discard(place)
-    # Before the stage, not after: whatever then stands at ``place`` was made with this key, even
-    # if the run is killed the moment the stage is whole.
-    _write_key(output, stage, key)
-    kind.run(settings, place, on_progress)
-
-
-def _discard(place: Path) -> None:
-    """Remove an outdated stage, under another name first, so that no half of it looks whole."""
-    read_manifest(place)  # only ever coyo's own directories
-    old = place.parent / f".{place.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    place.rename(old)
-    shutil.rmtree(old)
-
-
-def _summary(label: str, manifest: Manifest, *, finished: bool) -> str:
-    done = "finished before" if finished else f"{manifest.seconds:.0f} s"
-    return f"{label}: {manifest.rows_in:,} in, {manifest.rows_out:,} out, {done}"
-
-
-@contextmanager
-def _unwatched(_: str) -> Iterator[Progress]:
-    yield no_progress

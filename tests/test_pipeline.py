@@ -23,8 +23,9 @@ from coyo_tools.errors import (
     TrainingError,
 )
 from coyo_tools.manifest import read_manifest
-from coyo_tools.pipeline import StageOutcome, find_pipeline, load_pipeline, run_pipeline
+from coyo_tools.pipeline import find_pipeline, load_pipeline, run_pipeline
 from coyo_tools.progress import Progress, no_progress
+from coyo_tools.walk import StageOutcome
 
 ROAD = """
 title = "a road"
