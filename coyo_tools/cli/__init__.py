@@ -30,6 +30,7 @@ from coyo_tools.cli import (
     score,
     search,
     shards,
+    study,
 )
 from coyo_tools.errors import CoyoError, OutputError, StoppedError
 
@@ -68,7 +69,7 @@ def _options(
 
 for _group in (
     pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, classify,
-    embed, search, score, publish, roads,
+    embed, search, score, publish, roads, study,
 ):  # fmt: skip
     _group.register(app)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from coyo_tools.errors import PipelineError
 from coyo_tools.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -271,3 +272,18 @@ def _log_lines(label: str, unit: str = "images") -> Progress:
         )
 
     return tell
+
+
+def given_inputs(items: Sequence[str] | None) -> dict[str, str]:
+    """Read what was given with ``--input``, NAME=PATH each.
+
+    Raises:
+        PipelineError: one is something else.
+    """
+    given = {}
+    for item in items or []:
+        name, equals, place = item.partition("=")
+        if not equals or not name or not place:
+            raise PipelineError(f"--input {item} is not NAME=PATH.")
+        given[name] = place
+    return given

@@ -10,13 +10,13 @@ import typer
 from coyo_tools.cli.output import (
     Json,
     examples,
+    given_inputs,
     interval_text,
     print_json,
     print_table,
     progress_bar,
     say,
 )
-from coyo_tools.errors import PipelineError
 
 if TYPE_CHECKING:
     from coyo_tools.walk import StageOutcome
@@ -43,14 +43,13 @@ def run_command(
     """Walk a road: run the stages of a pipeline that are not finished, then write the report."""
     from coyo_tools.pipeline import find_pipeline, run_pipeline
 
-    given = {}
-    for item in inputs or []:
-        name, equals, place = item.partition("=")
-        if not equals or not name or not place:
-            raise PipelineError(f"--input {item} is not NAME=PATH.")
-        given[name] = place
     outcomes = run_pipeline(
-        find_pipeline(pipeline), output, given, redo=redo, watch=progress_bar, tell=say
+        find_pipeline(pipeline),
+        output,
+        given_inputs(inputs),
+        redo=redo,
+        watch=progress_bar,
+        tell=say,
     )
     _print_outcomes(outcomes, output, as_json=as_json)
 
