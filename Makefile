@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test slow spark check format lint types floors wheel docs bench-download bench-train clean
+.PHONY: demo test slow spark check format lint types floors wheel docs bench-download bench-train bench-use clean
 
 demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/report.html afterwards.
 	$(BIN)/coyo demo -o demo
@@ -44,6 +44,10 @@ bench-download: $(READY)  ## Time coyo download against plain img2dataset: 50 mi
 
 bench-train: $(READY)  ## Time coyo train against a plain loop and HF Trainer, on a GPU where there is one.
 	$(BIN)/python benchmarks/train.py --work $${TMPDIR:-/tmp}/coyo-bench-train
+
+bench-use: $(READY)  ## Time coyo embed against transformers, and coyo search against a numpy product.
+	$(BIN)/python benchmarks/use.py --work $${TMPDIR:-/tmp}/coyo-bench-use
+	$(BIN)/python benchmarks/use_search.py $${TMPDIR:-/tmp}/coyo-bench-use/embeddings
 
 wheel: $(READY)  ## Build sdist and wheel, and try the wheel in an empty environment.
 	bash .ci/wheel

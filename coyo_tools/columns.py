@@ -51,6 +51,23 @@ COYO_COLUMNS: tuple[Column, ...] = (
 
 BY_NAME: dict[str, Column] = {column.name: column for column in COYO_COLUMNS}
 
+# The least and greatest value and the mean on all of COYO-700M, from its dataset card; None where
+# the card does not say.
+PUBLISHED: dict[str, tuple[float | None, float | None, float]] = {
+    "width": (200, 21_449, 622),
+    "height": (200, 22_507, 541),
+    "text_length": (6, 1000, 68.5),
+    "word_count": (3, 323, 11.1),
+    "num_tokens_bert": (None, None, 15.8),
+    "num_tokens_gpt": (None, None, 17.2),
+    "num_faces": (0, 736, 0.60),
+    "clip_similarity_vitb32": (-0.081, 0.592, 0.291),
+    "clip_similarity_vitl14": (-0.176, 0.582, 0.255),
+    "nsfw_score_opennsfw2": (0.0, 0.4998, 0.0129),
+    "watermark_score": (0.0, 1.0, 0.179),
+    "aesthetic_score_laion_v2": (1.17, 8.08, 4.77),
+}
+
 COYO_SCHEMA: pa.Schema = pa.schema([(column.name, column.type) for column in COYO_COLUMNS])
 
 _WORD = re.compile(r"\w+")

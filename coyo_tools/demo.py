@@ -23,8 +23,9 @@ from coyo_tools.manifest import (
     settings_digest,
     write_manifest,
 )
-from coyo_tools.pipeline import StageOutcome, Watch, run_pipeline
+from coyo_tools.pipeline import run_pipeline
 from coyo_tools.toyweb import ToyWebConfig, make_toy_web, serve
+from coyo_tools.walk import StageOutcome, Watch
 
 TOY_WEB = "toy-web"
 

@@ -1,9 +1,16 @@
-"""Evaluate: the stage that lets ``coyo_align`` score a run on shards and keeps the scores."""
+"""Evaluate: the stage that lets ``coyo_align`` score a run on shards and keeps the scores.
+
+Beside the scores it keeps what became of every query (``outcomes.parquet``), so that two models
+which were asked the same can be compared query by query, which needs far fewer of them.
+"""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from coyo_tools.errors import SourceError, TrainingError
 from coyo_tools.handover import align_errors, ids_path, inputs_of, lost_of, open_shards
@@ -11,7 +18,6 @@ from coyo_tools.manifest import (
     Input,
     Manifest,
     Stopwatch,
-    digest_of,
     new_artifact,
     refuse_existing,
     write_manifest,
@@ -20,12 +26,14 @@ from coyo_tools.progress import Progress, no_progress
 from coyo_tools.source import open_source
 
 if TYPE_CHECKING:
-    from coyo_align.scoring.evaluate import ClassScores, RetrievalScores
+    from coyo_align.embed import Ints
+    from coyo_align.scoring.evaluate import ClassScores, OnOutcomes, RetrievalScores
 
     TaskScores = RetrievalScores | ClassScores
 
 SCORES_KIND = "scores"
 SCORES = "scores.json"
+OUTCOMES = "outcomes.parquet"
 
 _OPTIONS = {
     "retrieval": {"captions", "split"},
@@ -145,12 +153,15 @@ def evaluate_run(
         )
     with align_errors("coyo evaluate"):
         settings = _of_kind(settings, kind_of(directory), str(run))
-    inputs = [_run_input(str(run), directory), *inputs_of(data, chosen)]
+        model = _run_input(str(run), directory)
+    inputs = [model, *inputs_of(data, chosen)]
     if settings.gallery is not None:
         gallery = open_shards(settings.gallery).fingerprint
         inputs.append(Input("gallery", str(settings.gallery), gallery))
     with align_errors("coyo evaluate"):
-        scores = _scores(directory, shards, ids_path(chosen), settings, on_progress)
+        outcomes = _Outcomes()
+        ids = ids_path(chosen)
+        scores = _scores(directory, shards, ids, settings, on_progress, outcomes.add)
     if output is None:
         return scores
     figures = asdict(scores)
@@ -159,6 +170,7 @@ def evaluate_run(
     with new_artifact(output, overwrite=overwrite) as directory:
         text = json.dumps(figures, indent=2) + "\n"
         (directory / SCORES).write_text(text, encoding="utf-8")
+        outcomes.write(directory / OUTCOMES)
         write_manifest(
             directory,
             Manifest(
@@ -176,12 +188,34 @@ def evaluate_run(
     return scores
 
 
+class _Outcomes:
+    """Collects what became of the queries; a row for each, by figure and in the order asked."""
+
+    def __init__(self) -> None:
+        self._tables: list[pa.Table] = []
+
+    def add(self, figure: str, ranks: "Ints", pictures: "Ints") -> None:
+        """Take the ranks of one figure's queries and the numbers of their pictures."""
+        columns = {
+            "figure": pa.array([figure] * len(ranks), pa.string()),
+            "query": pa.array(range(len(ranks)), pa.int32()),
+            "picture": pa.array(pictures, pa.int32()),
+            "rank": pa.array(ranks, pa.int32()),
+        }
+        self._tables.append(pa.table(columns))
+
+    def write(self, path: Path) -> None:
+        """Write them as parquet."""
+        pq.write_table(pa.concat_tables(self._tables), path, compression="zstd")
+
+
 def _scores(
     run: Path,
     shards: Path,
     ids: Path | None,
     settings: EvaluateSettings,
     on_progress: Progress,
+    on_outcomes: "OnOutcomes",
 ) -> "TaskScores":
     from coyo_align.embed import Embedder
     from coyo_align.scoring.classifier import evaluate_classifier
@@ -205,6 +239,7 @@ def _scores(
             threads=threads,
             device=settings.device,
             on_progress=on_progress,
+            on_outcomes=on_outcomes,
         )
     embedder = Embedder(run, batch_size, threads, settings.device, on_progress=on_progress)
     if settings.task == "classification":
@@ -217,6 +252,7 @@ def _scores(
             templates=settings.templates or shipped,
             label_field=label_field,
             threads=threads,
+            on_outcomes=on_outcomes,
         )
     if settings.gallery is not None:
         return evaluate_knn(
@@ -227,6 +263,7 @@ def _scores(
             labels=settings.labels,
             label_field=label_field,
             threads=threads,
+            on_outcomes=on_outcomes,
         )
     return evaluate_retrieval(
         embedder,
@@ -235,6 +272,7 @@ def _scores(
         captions=settings.captions,
         split=settings.split,
         threads=threads,
+        on_outcomes=on_outcomes,
     )
 
 
@@ -243,7 +281,6 @@ def _option(setting: str) -> str:
 
 
 def _run_input(name: str, run: Path) -> Input:
-    weights = run / "model.safetensors"
-    size = str(weights.stat().st_size) if weights.is_file() else "none"
-    config = run / "config.json"
-    return Input("run", name, digest_of([config.read_bytes() if config.is_file() else b"", size]))
+    from coyo_align.using.fingerprint import fingerprint_of
+
+    return Input("run", name, fingerprint_of(run))

@@ -249,8 +249,12 @@ def _reasons(subsets: list[ReportStage], ids: list[int]) -> dict[int, str]:
                     said = f"duplicate of {row['duplicate_of']}"
                 else:
                     said = f"like {row['evaluation']}"
-                bits = f", {row['distance']} bits away" if row["distance"] else ""
-                reasons.setdefault(row[ID], []).append(said + bits)
+                distance = row["distance"]
+                if isinstance(distance, float):
+                    said += f", cosine {1 - distance:.3f}"
+                elif distance:
+                    said += f", {distance} bits away"
+                reasons.setdefault(row[ID], []).append(said)
             continue
         pool = open_source(stage.source)
         recipe = stage.manifest.details.get("resolved", stage.manifest.sql)

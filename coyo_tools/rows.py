@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID
-from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL
+from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL, write_parts
 from coyo_tools.errors import OutputError, SourceError
 from coyo_tools.manifest import NO_ROOM
 from coyo_tools.progress import Progress, no_progress
@@ -139,6 +140,20 @@ def copy_rows(
         written += rows
         on_progress(written, kept.count)
     return parts
+
+
+def write_kept(
+    session: duckdb.DuckDBPyConnection,
+    pool: Source,
+    kept: KeptRows,
+    directory: Path,
+    on_progress: Progress,
+) -> list[Path]:
+    """Write the rows that stay: copied by place where they can be, else streamed by DuckDB."""
+    if is_copyable(pool):
+        files = [Path(file) for file in pool.files]
+        return copy_rows(files, pool.file_rows, kept, directory, on_progress)
+    return write_parts(session.view("pool"), directory, kept.between)
 
 
 def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> None:

@@ -9,16 +9,15 @@ from collections.abc import Mapping
 import sqlglot
 from sqlglot import exp
 
-from coyo_tools.columns import BY_NAME
+from coyo_tools.columns import BY_NAME, PUBLISHED
 from coyo_tools.guard import bare_rule
 
 _AESTHETIC = "aesthetic_score_laion_v2"
-# The least and the greatest value on COYO-700M, from its dataset card.
+# Scores whose range on COYO-700M says that a threshold is of another scale.
 _SEEN: dict[str, tuple[float, float]] = {
-    "clip_similarity_vitb32": (-0.081, 0.592),
-    "clip_similarity_vitl14": (-0.176, 0.582),
-    "nsfw_score_opennsfw2": (0.0, 0.4998),
-    _AESTHETIC: (1.17, 8.08),
+    name: (low, high)
+    for name, (low, high, _) in PUBLISHED.items()
+    if name.startswith(("clip_", "nsfw_", "aesthetic_")) and low is not None and high is not None
 }
 
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID
 from coyo_tools.errors import SourceError
-from coyo_tools.manifest import Manifest, read_manifest
+from coyo_tools.manifest import Input, Manifest, digest_of, read_manifest
 
 VECTORS_KIND = "embeddings"
 SIDES = ("image", "text")
@@ -214,6 +214,13 @@ class Vectors:
     def sides(self) -> tuple[str, ...]:
         """Which of ``SIDES`` there are."""
         return tuple(self.about.widths)
+
+    def as_input(self, role: str) -> Input:
+        """Describe these embeddings for a manifest: model, ids and rows, not the numbers."""
+        about = [self.about.fingerprint, json.dumps(self.about.widths), str(self.about.normalised)]
+        parts = [f"{part.stem} {part.rows}" for part in self.parts]
+        print_ = digest_of([*about, self.manifest.id_digest, *parts])
+        return Input(role, str(self.directory), print_)
 
     def width(self, side: str) -> int:
         """Return how many numbers an embedding of this side has.

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from coyo_tools.balance import ENTRIES_ROLE, balance_pool, read_entries
-from coyo_tools.dedupe import decontaminate_pool, dedupe_pool
+from coyo_tools.dedupe import (
+    EMBEDDINGS_ROLE,
+    SEMANTIC_STAGE,
+    decontaminate_pool,
+    dedupe_by_meaning,
+    dedupe_pool,
+)
 from coyo_tools.errors import CoyoError, OutputError, SourceError
 from coyo_tools.evaluation import EVALUATION_ROLE, evaluation_fingerprint
 from coyo_tools.filter import filter_pool
@@ -24,6 +30,7 @@ from coyo_tools.score_settings import SHARDS_ROLE, ScoreSettings, input_fingerpr
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source
 from coyo_tools.vectors import open_vectors
+from coyo_tools.within import keep_within
 
 # Those that decide which rows there are and how they lie in a file.
 _DECIDING = (
@@ -169,6 +176,8 @@ def _fingerprint(role: str, path: str) -> str:
         return read_entries(path).sha256
     if role == EVALUATION_ROLE:
         return evaluation_fingerprint(path)
+    if role == EMBEDDINGS_ROLE:
+        return open_vectors(Path(path)).as_input(role).fingerprint
     if is_source(role):
         return input_fingerprint(role, path)
     return open_source(path).fingerprint
@@ -229,6 +238,23 @@ def _replay_dedupe(
     )
 
 
+def _replay_semantic(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    asked: dict[str, Any] = manifest.parameters
+    dedupe_by_meaning(
+        pool,
+        output,
+        embeddings=Path(asked["embeddings"]),
+        epsilon=asked["epsilon"],
+        clusters=asked["clusters"],
+        keep=asked["keep"],
+        seed=asked["seed"],
+        memory=memory,
+        threads=threads,
+    )
+
+
 def _replay_decontaminate(
     manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
 ) -> None:
@@ -243,6 +269,12 @@ def _replay_decontaminate(
         memory=memory,
         threads=threads,
     )
+
+
+def _replay_within(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    keep_within(pool, manifest.parameters["other"], output, memory=memory, threads=threads)
 
 
 def _replay_balance(
@@ -281,7 +313,9 @@ _Replay = Callable[[Manifest, str, Path, str | None, int | None], None]
 _REPLAYS: dict[str, _Replay] = {
     "filter": _replay_filter,
     "dedupe": _replay_dedupe,
+    SEMANTIC_STAGE: _replay_semantic,
     "decontaminate": _replay_decontaminate,
+    "within": _replay_within,
     "balance": _replay_balance,
     "score": _replay_score,
 }

@@ -142,8 +142,14 @@ class Hub(FileServer):
     is set; ``gated`` says that even a token has no access.
     """
 
-    def __init__(self, repo: str, store: FileServer, kind: str = "datasets") -> None:
-        super().__init__(_HubHandler)
+    def __init__(
+        self,
+        repo: str,
+        store: FileServer,
+        kind: str = "datasets",
+        handler: type["_HubHandler"] | None = None,
+    ) -> None:
+        super().__init__(handler or _HubHandler)
         self.kind = kind
         self.repo = repo
         self.store = store
@@ -162,11 +168,15 @@ class _HubHandler(_Files):
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.requests[f"POST {path}"] += 1
-        if self.refused(path):
-            return
-        wanted = parse_qs(body).get("paths", [])
+        if token := self.headers.get("authorization"):
+            self.server.asked.tokens.add(token)
+        if not self.refused(path):
+            self.post(path, body)
+
+    def post(self, _path: str, body: bytes) -> None:
+        wanted = parse_qs(body.decode()).get("paths", [])
         items = [self.described(name) for name in wanted if name in self.server.files]
         folders = [
             {"type": "directory", "path": name, "oid": "0" * 40}

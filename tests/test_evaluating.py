@@ -1,17 +1,22 @@
 """`coyo evaluate`: its tables and scores, which options belong together, and a pipeline's stage."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from align.making import COLOURS, GROUNDS, PLACES, encoded, sample, square, write_tar
 from typer.testing import CliRunner
 
 from coyo_tools.cli import app
+from coyo_tools.embedding import EmbedSettings, embed_data
 from coyo_tools.errors import TrainingError
 from coyo_tools.evaluating import EvaluateSettings
 from coyo_tools.manifest import read_manifest
 from coyo_tools.pipeline import load_pipeline, run_pipeline
+from coyo_tools.vectors import open_vectors
 
 LOOKS = [(c, p, g) for c in COLOURS for p in PLACES for g in GROUNDS]
 ROAD = """
@@ -164,3 +169,53 @@ def test_a_pipeline_classifies(place: Path, tmp_path: Path) -> None:
     road.write_text(ROAD.replace("classification", "knn"))
     with pytest.raises(TrainingError, match="`--template` says nothing"):
         load_pipeline(road)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--captions", "captions.csv"),
+        ("--task", "classification", "--labels", "names.txt"),
+        ("--task", "knn", "--gallery", "shards"),
+    ],
+)
+def test_the_scores_can_be_worked_out_from_what_became_of_every_query(
+    place: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    inside = [str(place / o) if (place / o).exists() else o for o in options]
+    scores = json.loads(evaluate(place, *inside, "-o", str(tmp_path / "kept"), "--json"))
+    outcomes = pl.read_parquet(tmp_path / "kept" / "outcomes.parquet")
+    ranks = {name[0]: group["rank"] for name, group in outcomes.group_by("figure")}
+    if "figures" in scores:
+        found = {"top-1": ("class", 1), "top-5": ("class", 5), "1-NN": ("1-NN", 1)}
+        shown = {name: figure["value"] for name, figure in scores["figures"].items()}
+        expected = {name: shown[name] for name in found if name in shown}
+        assert expected
+        got = {name: (ranks[found[name][0]] <= found[name][1]).mean() for name in expected}
+        assert got == pytest.approx(expected)
+        assert outcomes["picture"].n_unique() == scores["n_images"]
+    else:
+        for way in ("image_to_text", "text_to_image"):
+            recalls = {k: (ranks[way] <= int(k)).mean() for k in scores[way]["recall"]}
+            assert recalls == pytest.approx(scores[way]["recall"])
+        assert len(ranks["text_to_image"]) == scores["n_texts"]
+        assert len(ranks["image_to_text"]) == scores["n_images"]
+
+
+def test_searching_finds_the_right_picture_as_often_as_evaluation_says(
+    place: Path, tmp_path: Path
+) -> None:
+    recall = json.loads(evaluate(place, "--json"))["text_to_image"]["recall"]
+    embed_data(place / "run", place / "shards", tmp_path / "emb", EmbedSettings(threads=1))
+    vectors = open_vectors(tmp_path / "emb")
+    texts = vectors.table(np.arange(vectors.rows), ["text"])["text"].to_pylist()
+    hits = Counter[str]()
+    for row, text in enumerate(texts):
+        options = ["search", place / "run", tmp_path / "emb", text, "--top-k", 10, "--json"]
+        said = CliRunner().invoke(app, [str(option) for option in options])
+        assert said.exit_code == 0, said.output
+        found = [hit["row"] for hit in json.loads(said.stdout)["matches"]]
+        for k in recall:
+            hits[k] += row in found[: int(k)]
+    assert {k: count / len(texts) for k, count in hits.items()} == pytest.approx(recall)

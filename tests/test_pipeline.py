@@ -23,8 +23,9 @@ from coyo_tools.errors import (
     TrainingError,
 )
 from coyo_tools.manifest import read_manifest
-from coyo_tools.pipeline import StageOutcome, find_pipeline, load_pipeline, run_pipeline
+from coyo_tools.pipeline import find_pipeline, load_pipeline, run_pipeline
 from coyo_tools.progress import Progress, no_progress
+from coyo_tools.walk import StageOutcome
 
 ROAD = """
 title = "a road"
@@ -92,7 +93,8 @@ def skipped(outcomes: list[StageOutcome]) -> dict[str, bool]:
         ('name = "unique"', 'name = "../unique"', "a name is letters, digits, - and _"),
         ('name = "unique"', 'name = ""', "a name is letters, digits, - and _"),
         ("keep =", "kept =", "stage unique of road.toml has no `kept`. Did you mean keep?"),
-        ("keep =", "colour =", "has no `colour`. Known are by, flat, keep, linkage, "
+        ("keep =", "colour =", "has no `colour`. Known are by, clusters, embeddings, "
+         "epsilon, flat, keep, linkage, "
             "max_group, memory, normalize, radius, source, threads."),
         ('recipe = "width >= 300"', "", "road.toml needs a `recipe`, or something else"),
         ('source = "clean"', "", "stage unique of road.toml needs `source`"),

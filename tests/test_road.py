@@ -11,9 +11,10 @@ import pytest
 from coyo_tools.bundled import bundled
 from coyo_tools.demo import TOY_WEB, run_demo
 from coyo_tools.manifest import read_manifest
-from coyo_tools.pipeline import StageOutcome, load_pipeline
+from coyo_tools.pipeline import load_pipeline
 from coyo_tools.progress import no_progress
 from coyo_tools.toyweb import LinkFaults, ToyWebConfig
+from coyo_tools.walk import StageOutcome
 
 SMALL = ToyWebConfig(pictures=160, heldout=40, links=LinkFaults(timeouts=0, slow=0.0))
 

@@ -17,7 +17,13 @@ import webdataset
 from making import encoded, picture
 from PIL import Image
 
-from coyo_tools.shards import ShardWriter, read_samples, shard_name
+from coyo_tools.shards import (
+    ShardWriter,
+    encode_sample,
+    encoded_samples,
+    read_samples,
+    shard_name,
+)
 
 TEXTS = {7: "a red cat", 5_000_000_000_000: "naïve café, 日本語\nsecond line", -3: "x"}
 
@@ -41,6 +47,17 @@ def test_a_sample_is_three_files_named_by_its_id(tmp_path: Path) -> None:
     assert found["7.txt"] == b"a red cat"
     assert json.loads(found["5000000000000.json"])["text"] == TEXTS[5_000_000_000_000]
     assert Image.open(io.BytesIO(found["-3.jpg"])).size == (40, 30)
+
+
+def test_a_sample_without_a_text_has_no_file_for_it(tmp_path: Path) -> None:
+    labels = {"id": 4, "labels": [3, 1], "label_probs": [0.7, 0.4]}
+    sample = encode_sample(4, encoded(picture(1, (40, 30))), None, labels)
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        shard.add_encoded(sample)
+    assert list(members(tmp_path / "00000.tar")) == ["4.jpg", "4.json"]
+    assert list(encoded_samples(tmp_path / "00000.tar")) == [sample]
+    (back,) = read_samples(tmp_path, {4: "00000.tar"}).values()
+    assert (back.text, back.row) == ("", labels)
 
 
 def test_webdataset_reads_it_as_it_is(tmp_path: Path) -> None:

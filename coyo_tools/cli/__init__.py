@@ -25,6 +25,7 @@ from coyo_tools.cli import (
     models,
     pictures,
     pools,
+    publish,
     roads,
     score,
     search,
@@ -67,7 +68,7 @@ def _options(
 
 for _group in (
     pools, filtering, dedupe, balance, curate, look, pictures, shards, models, evaluate, classify,
-    embed, search, score, roads,
+    embed, search, score, publish, roads,
 ):  # fmt: skip
     _group.register(app)
 

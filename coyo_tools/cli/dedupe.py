@@ -1,5 +1,6 @@
 """The command dedupe: duplicates, near-duplicates, and evaluation pictures in a training pool."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +24,7 @@ from coyo_tools.cli.output import (
 from coyo_tools.errors import RecipeError
 
 if TYPE_CHECKING:
-    from coyo_tools.dedupe import DecontaminateResult, DedupeResult
+    from coyo_tools.dedupe import DecontaminateResult, DedupeResult, SemanticResult
 
 _GROUPS_SHOWN = 5
 _NAMES_SHOWN = 20
@@ -49,7 +50,10 @@ def dedupe_command(
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(help="ORDER BY terms; the first row stays. Ties end by id. Default id."),
+        typer.Option(
+            help="ORDER BY terms; the first row stays. Ties end by id. Default id; with "
+            "--embeddings least-typical: the picture farthest from its cluster's centroid."
+        ),
     ] = None,
     linkage: Annotated[
         str | None,
@@ -86,6 +90,27 @@ def dedupe_command(
         bool,
         typer.Option("--augment", help="With --against: look for them flipped and turned as well."),
     ] = False,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Remove rows whose pictures mean the same, by a directory of `coyo embed`."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="With --embeddings: rows are duplicates at a cosine of 1 - epsilon or more.",
+            show_default=False,
+        ),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            help="With --embeddings: only pictures of one cluster are compared; 1 compares all. "
+            "Default the square root of the rows.",
+            min=1,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     memory: Annotated[
         str | None,
@@ -99,7 +124,8 @@ def dedupe_command(
 ) -> None:
     """Keep the best row of every group of duplicates, or remove evaluation pictures.
 
-    Hashes are compared by the metadata alone; no picture is fetched. What was removed, in favour of
+    Hashes are compared by the metadata alone; no picture is fetched. With --embeddings, of pictures
+    that mean the same to a model one stays (SemDeDup). What was removed, in favour of
     which row and at what distance, stands in OUTPUT/removed.parquet; the largest groups, with texts
     and urls, in OUTPUT/dedupe.html.
     """
@@ -107,21 +133,34 @@ def dedupe_command(
     if against is not None:
         given = {
             "--by": by, "--keep": keep, "--linkage": linkage, "--max-group": max_group,
-            "--normalize": normalize or None,
+            "--normalize": normalize or None, "--embeddings": embeddings, "--epsilon": epsilon,
+            "--clusters": clusters,
         }  # fmt: skip
-        other = [name for name, value in given.items() if value is not None]
-        if other:
-            raise RecipeError(
-                f"--against removes evaluation pictures, not duplicates: {', '.join(other)} "
-                "has no meaning there.",
-                "Run coyo dedupe twice, once with --against and once without.",
-            )
+        _refuse_given(given, "--against removes evaluation pictures, not duplicates")
         _against(
             source, output, against, radius, augment, flat, overwrite, memory, threads, as_json
         )
         return
     if augment:
         raise RecipeError("--augment turns evaluation pictures.", "Name them with --against.")
+    if embeddings is not None:
+        given = {
+            "--by": by, "--radius": radius, "--linkage": linkage, "--max-group": max_group,
+            "--normalize": normalize or None, "--flat": None if flat == "exact" else flat,
+        }  # fmt: skip
+        _refuse_given(given, "--embeddings compares what pictures mean")
+        if epsilon is None:
+            raise RecipeError(
+                "--embeddings needs --epsilon.",
+                "Rows are duplicates at a cosine of 1 - epsilon; 0.01 to 0.1 are usual.",
+            )
+        _by_meaning(
+            source, output, embeddings, epsilon, clusters, keep, overwrite, memory, threads, as_json
+        )
+        return
+    for name, value in (("--epsilon", epsilon), ("--clusters", clusters)):
+        if value is not None:
+            raise RecipeError(f"{name} belongs to --embeddings, which is not given.")
     from coyo_tools.dedupe import dedupe_pool
 
     columns = by if by is not None else "image_phash"
@@ -146,6 +185,10 @@ def dedupe_command(
         return
     _print_groups(result)
     _say_what_was_done(result, columns, radius or 0, flat)
+    _say_rows(result, output)
+
+
+def _say_rows(result: "DedupeResult | SemanticResult", output: Path) -> None:
     removed = result.rows_in - result.rows_out
     say(
         f"{result.rows_in:,} rows in, {removed:,} duplicates removed, "
@@ -153,7 +196,66 @@ def dedupe_command(
     )
 
 
-def _print_groups(result: "DedupeResult") -> None:
+def _refuse_given(given: Mapping[str, object], why: str) -> None:
+    """Raise ``RecipeError`` if an option is given that says nothing here."""
+    other = [name for name, value in given.items() if value is not None]
+    if other:
+        raise RecipeError(
+            f"{why}: {', '.join(other)} has no meaning there.",
+            "Run coyo dedupe twice, once with and once without.",
+        )
+
+
+def _by_meaning(
+    source: str,
+    output: Path,
+    embeddings: Path,
+    epsilon: float,
+    clusters: int | None,
+    keep: str | None,
+    overwrite: bool,
+    memory: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    from coyo_tools.dedupe import LEAST_TYPICAL, dedupe_by_meaning
+
+    with progress_bar("dedupe") as on_progress:
+        result = dedupe_by_meaning(
+            source,
+            output,
+            embeddings=embeddings,
+            epsilon=epsilon,
+            clusters=clusters,
+            keep=keep if keep is not None else LEAST_TYPICAL,
+            overwrite=overwrite,
+            memory=memory,
+            threads=threads,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json(asdict(result))
+        return
+    _print_groups(result, "1 - cosine, up to")
+    for count, what in (
+        (result.without_key, "rows have no embedding; they are kept"),
+        (result.not_in_pool, "embeddings have an id that no row has"),
+        (result.without_id, "embeddings have no id"),
+        (result.repeated, "embeddings have an id that came before; the first counts"),
+    ):
+        if count:
+            say(f"note: {count:,} {what}.")
+    if result.clusters > 1:
+        say(
+            f"note: compared within {result.clusters:,} clusters, the largest of "
+            f"{result.largest_cluster:,} rows; duplicates in different clusters stay."
+        )
+    _say_rows(result, output)
+
+
+def _print_groups(
+    result: "DedupeResult | SemanticResult", distance: str = "bits from the row that stays"
+) -> None:
     from coyo_tools.dedupe import size_bins
 
     print_table(
@@ -163,8 +265,8 @@ def _print_groups(result: "DedupeResult") -> None:
     if len(result.by_distance) > 1 or any(result.by_distance):
         typer.echo()
         print_table(
-            ["bits from the row that stays", "rows removed"],
-            [[str(bits), rows] for bits, rows in result.by_distance.items()],
+            [distance, "rows removed"],
+            [[str(far), rows] for far, rows in result.by_distance.items()],
         )
     if result.largest:
         typer.echo()
@@ -280,5 +382,6 @@ def register(app: typer.Typer) -> None:
             "coyo dedupe clean -o unique-pairs --by url,text",
             "coyo dedupe clean -o unique-texts --by text --normalize",
             "coyo dedupe clean -o train --against imagenet/val --augment",
+            "coyo dedupe clean -o meant --embeddings emb --epsilon 0.05",
         ),
     )(dedupe_command)

@@ -19,7 +19,7 @@ from coyo_tools.cli.output import (
 from coyo_tools.errors import PipelineError
 
 if TYPE_CHECKING:
-    from coyo_tools.pipeline import StageOutcome
+    from coyo_tools.walk import StageOutcome
 
 Redo = Annotated[
     bool, typer.Option("--redo", help="Replace stages whose settings or inputs have changed.")

@@ -215,11 +215,11 @@ def find_near(
     distinct_count = len(distinct.hashes)
     del distinct, room
     watch.finished("finding rows with company")
-    ids = _write_company(session, policy, company, scratch, memory // 4)
+    ids = write_company(session, policy, company, scratch, memory // 4)
     keepers, split = link_rows(
         graph,
         node_of,
-        _best_first(session, policy, scratch / COMPANY),
+        best_first(session, policy, scratch / COMPANY),
         components=settings.components,
         max_group=settings.max_group,
     )
@@ -289,7 +289,7 @@ def _rows_with_company(
     return node_of, company
 
 
-def _write_company(
+def write_company(
     session: duckdb.DuckDBPyConnection,
     policy: KeepPolicy,
     company: KeptRows,
@@ -319,7 +319,7 @@ def _write_company(
     return ids
 
 
-def _best_first(
+def best_first(
     session: duckdb.DuckDBPyConnection, policy: KeepPolicy, path: Path
 ) -> Iterator[npt.NDArray[np.uint32]]:
     """Yield the numbers of the rows with company, best first."""

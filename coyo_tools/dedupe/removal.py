@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coyo_tools.columns import ID, IMAGE_PHASH
-from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, digest_ids, write_parts
+from coyo_tools.engine import ROW_GROUP_ROWS, ZSTD_LEVEL, digest_ids
 from coyo_tools.errors import ColumnError, RecipeError
 from coyo_tools.hamming_search import MAX_RADIUS
 from coyo_tools.manifest import IdDigest, Manifest
@@ -25,7 +25,7 @@ from coyo_tools.pages import write_page
 from coyo_tools.progress import Progress
 from coyo_tools.recipe import missing_column
 from coyo_tools.row_hashes import holds_hashes
-from coyo_tools.rows import KeptRows, copy_rows, is_copyable
+from coyo_tools.rows import KeptRows, write_kept
 from coyo_tools.source import Source
 
 REMOVED = "removed.parquet"
@@ -40,10 +40,10 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Member:
-    """A row of a group: how far its hash is from that of the row that stays; text and url."""
+    """A row of a group: how far it is from the row that stays, in bits or 1 - cosine; its text."""
 
     id: int
-    distance: int
+    distance: float
     text: str | None
     url: str | None
 
@@ -111,6 +111,30 @@ class DedupeResult:
 
 
 @dataclass(frozen=True)
+class SemanticResult:
+    """What a deduplication by embeddings did.
+
+    ``without_key`` rows have no embedding and stay. ``group_sizes`` is as in ``DedupeResult``;
+    ``by_distance`` maps steps of 1 - cosine, by their upper ends, to rows removed. Of the
+    embeddings ``not_in_pool`` have an id that no row has, ``without_id`` none at all, and
+    ``repeated`` one that had come before.
+    """
+
+    output: Path
+    rows_in: int
+    rows_out: int
+    without_key: int
+    group_sizes: dict[int, int]
+    by_distance: dict[str, int]
+    largest: tuple[DuplicateGroup, ...]
+    clusters: int
+    largest_cluster: int
+    not_in_pool: int
+    without_id: int
+    repeated: int
+
+
+@dataclass(frozen=True)
 class DecontaminateResult:
     """What was removed because it is too near an evaluation picture.
 
@@ -170,20 +194,6 @@ def _regrouped(batches: Iterable[Removed], schema: pa.Schema, gone: KeptRows) ->
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def write_kept(
-    session: duckdb.DuckDBPyConnection,
-    pool: Source,
-    kept: KeptRows,
-    directory: Path,
-    on_progress: Progress,
-) -> list[Path]:
-    """Write the rows that stay: copied by place where they can be, else streamed by DuckDB."""
-    if is_copyable(pool):
-        files = [Path(file) for file in pool.files]
-        return copy_rows(files, pool.file_rows, kept, directory, on_progress)
-    return write_parts(session.view("pool"), directory, kept.between)
-
-
 def write_rest(
     session: duckdb.DuckDBPyConnection,
     pool: Source,
@@ -201,7 +211,7 @@ def write_rest(
     return digest
 
 
-def figures_of(result: DedupeResult | DecontaminateResult) -> dict[str, Any]:
+def figures_of(result: DedupeResult | SemanticResult | DecontaminateResult) -> dict[str, Any]:
     """Return a result's figures as a manifest has them, without what has its own place there."""
     figures = asdict(result)
     for name in ("output", "rows_in", "rows_out"):
@@ -217,7 +227,7 @@ def file_starts(pool: Source) -> npt.NDArray[np.int64]:
 def describe_groups(
     session: duckdb.DuckDBPyConnection,
     pool: Source,
-    groups: Sequence[tuple[int, int, Sequence[tuple[int, int]]]],
+    groups: Sequence[tuple[int, int, Sequence[tuple[int, float]]]],
 ) -> tuple[DuplicateGroup, ...]:
     """Look up the texts and urls of some groups.
 
@@ -242,7 +252,7 @@ def describe_groups(
         for row in rows.select(ID, *names).fetchall()
     }
 
-    def member(id_: int, distance: int) -> Member:
+    def member(id_: int, distance: float) -> Member:
         known = shown[id_]
         return Member(id_, distance, known.get("text"), known.get("url"))
 
@@ -261,7 +271,7 @@ def write_page_of(directory: Path, name: str, made: Manifest) -> None:
     write_page(
         directory / PAGE,
         "dedupe.html.j2",
-        title=f"Duplicates: {name}" if made.parameters["stage"] == "dedupe" else f"{name}",
+        title=f"Duplicates: {name}" if "dedupe" in made.parameters["stage"] else name,
         made=made,
         sizes=size_bins(made.details.get("group_sizes", {})),
     )

@@ -144,6 +144,18 @@ def load_classifier(model: str | Path, classes: int | None = None) -> Classifier
     return Classifier(hf, processor)
 
 
+def load_vit_processor(model: str | Path) -> ViTImageProcessorPil:
+    """Load the image processor of a ViT alone.
+
+    Raises:
+        AlignError: it is no ViT checkpoint, or the hub hasn't it.
+    """
+    directory = locate(model)
+    expect_kind(directory, VIT)
+    with _loading(directory, VIT):
+        return ViTImageProcessorPil.from_pretrained(directory, local_files_only=True)
+
+
 def load_clip(model: str | Path) -> Clip:
     """Load a CLIP model with its own processor and tokenizer, in fp32 on the CPU.
 
@@ -175,18 +187,6 @@ def load_clip(model: str | Path) -> Clip:
             f"for {text.eos_token_id}. Give the tokenizer that the checkpoint was trained with."
         )
     return Clip(hf, processor, cut_at(tokenizer, text.max_position_embeddings))
-
-
-def load_vit_processor(model: str | Path) -> ViTImageProcessorPil:
-    """Load the image processor of a ViT alone.
-
-    Raises:
-        AlignError: it is no ViT checkpoint, or the hub hasn't it.
-    """
-    directory = locate(model)
-    expect_kind(directory, VIT)
-    with _loading(directory, VIT):
-        return ViTImageProcessorPil.from_pretrained(directory, local_files_only=True)
 
 
 def locate(model: str | Path) -> Path:

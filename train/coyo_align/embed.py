@@ -43,6 +43,9 @@ OnBad = Callable[[Path, str], None]
 
 _TEXTS = 8_192
 """Captions that are sorted by length together: enough that batches have hardly any padding."""
+_IN_CACHE = 400_000
+"""Pixels that a CPU computes at a time. Its caches, and memory that malloc gives out again instead
+of new pages, make B0 at 224 pixels 1.7 times as fast as with 64 pictures at once."""
 _PER_WORKER = 16
 """Pictures that are worth one more decoding process, whose start takes half a second."""
 
@@ -162,6 +165,9 @@ class Embedder:
         self._bf16 = precision == "bf16"
         self._on_progress = on_progress
         self._done = self._total = 0
+        on_cpu = self._place.type == "cpu"
+        side = self.preprocess.height * self.preprocess.width
+        self._at_once = max(1, _IN_CACHE // side) if on_cpu else batch_size
 
     def expect(self, rows: int) -> None:
         """Say how many pictures and texts will come, for the progress."""
@@ -295,15 +301,19 @@ class Embedder:
             return torch.empty(0, self.widths["image"])
         try:
             with self._autocast():
-                there = torch.from_numpy(pixels).to(self._place)
-                floats = to_floats(there, self.preprocess, self._place)
-                return self._model.embed_images(floats, self.output)
+                slices = cut(np.arange(len(pixels)), self._at_once)
+                return torch.cat([self._slice(pixels[part[0] : part[-1] + 1]) for part in slices])
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
             raise AlignError(
                 f"Memory ran out with {len(pixels)} pictures at a time. Give a smaller batch size."
             ) from error
+
+    def _slice(self, pixels: Pixels) -> Tensor:
+        there = torch.from_numpy(pixels).to(self._place)
+        floats = to_floats(there, self.preprocess, self._place)
+        return self._model.embed_images(floats, self.output)
 
     def _finished(
         self, rows: Ints, pixels: Pixels, vectors: Tensor

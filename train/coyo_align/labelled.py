@@ -157,7 +157,8 @@ def prepare(
         fields=fields_of(config.label_field),
         pack=reader(config.label_field, names, config.classes),
     )
-    return _assemble(config, pairs, pairs.packed, names, preprocess, world, device)
+    packed, pairs = pairs.packed, replace(pairs, packed=None)  # or it would be held twice
+    return _assemble(config, pairs, packed, names, preprocess, world, device)
 
 
 def sketch(config: TrainConfig, device: torch.device) -> Sketch:

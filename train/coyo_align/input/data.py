@@ -98,7 +98,7 @@ def load_pairs(
     need_caption: bool = True,
     pack: Pack | None = None,
     need_picture: bool = True,
-    in_memory: int = _IN_MEMORY,
+    in_memory: int | None = None,
     on_load: OnLoad | None = None,
 ) -> Pairs:
     """The pairs of a shards directory, in the order of the tars.
@@ -115,7 +115,8 @@ def load_pairs(
         need_caption: leave out samples without a caption; else theirs is empty.
         pack: makes a table of the fields, tar by tar, and says what is left out; see ``Pack``.
         need_picture: leave out samples without a picture; else no picture can be read.
-        in_memory: bytes of pixels up to which all are decoded at once, where there is no cache.
+        in_memory: bytes of pixels up to which all are decoded at once where there is no cache,
+            None for 1 GiB.
         on_load: progress.
 
     Raises:
@@ -151,7 +152,9 @@ def load_pairs(
         pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
         decoded_now = built
         images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
-    elif need_picture and len(index) * row_bytes(geometry) <= in_memory:
+    elif need_picture and len(index) * row_bytes(geometry) <= (
+        _IN_MEMORY if in_memory is None else in_memory
+    ):
         images, codes = _in_memory(index, geometry, workers, decoded)
     else:
         images, codes = InTars(index, geometry, workers), np.full(len(index), GOOD, np.uint8)

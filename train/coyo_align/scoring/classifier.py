@@ -23,7 +23,7 @@ from coyo_align.errors import AlignError
 from coyo_align.input.data import OnLoad, load_pairs
 from coyo_align.input.images import preprocess_of
 from coyo_align.prepare import SETTINGS
-from coyo_align.scoring.evaluate import ClassScores, class_figures
+from coyo_align.scoring.evaluate import ClassScores, OnOutcomes, class_figures
 from coyo_align.scoring.labels import CLS
 from coyo_align.targets import fields_of, reader, targets_of
 from coyo_align.vit import Vit, names_of
@@ -41,6 +41,7 @@ def evaluate_classifier(
     device: str | None = None,
     on_progress: OnProgress | None = None,
     on_load: OnLoad | None = None,
+    on_outcomes: OnOutcomes | None = None,
 ) -> ClassScores:
     """Score a ViT on the labelled pictures of a shards directory.
 
@@ -55,6 +56,7 @@ def evaluate_classifier(
         device: None for CUDA where there is one, else the CPU.
         on_progress: called with the pictures done, and how many there are.
         on_load: progress of decoding.
+        on_outcomes: told what became of every query, under the name class.
 
     Raises:
         AlignError: files can't be used or don't fit, no sample has a label, or none decodes.
@@ -93,6 +95,8 @@ def evaluate_classifier(
         raise AlignError(f"None of the {len(pairs)} pictures decodes: {pairs.skipped}.")
     classes = right[np.concatenate(rows)]
     clusters, _ = number_alike(digests)
+    if on_outcomes is not None:
+        on_outcomes("class", np.concatenate(ranks), clusters)
     return ClassScores(
         figures=class_figures(np.concatenate(ranks), classes, clusters, count),
         n_images=len(classes),

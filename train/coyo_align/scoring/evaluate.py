@@ -15,8 +15,9 @@ comparing two models.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,11 @@ from coyo_align.scoring.labels import CLS, label_text, read_labels, resolve_labe
 from coyo_align.scoring.nearest import K, chance_of_vote, neighbours, vote
 from coyo_align.scoring.retrieval import Ints, Scores, first_right_ranks, score
 from coyo_align.scoring.templates import DEFAULT_TEMPLATE, class_vectors, fill
+
+OnOutcomes = Callable[[str, Ints, Ints], None]
+"""Called for each way that queries are asked with its name, the rank of each query's first right
+answer (of a vote 1 if it is right, else 2), and the number of the picture it is about. Two models
+that are asked the same can be compared query by query."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def evaluate_retrieval(
     split: str | None = None,
     threads: int | None = None,
     on_load: OnLoad | None = None,
+    on_outcomes: OnOutcomes | None = None,
 ) -> RetrievalScores:
     """Score a checkpoint on the pairs of a shards directory.
 
@@ -107,6 +114,7 @@ def evaluate_retrieval(
         split: of that file.
         threads: of the decoder, None for the machine's.
         on_load: progress of decoding.
+        on_outcomes: told what became of every query.
 
     Raises:
         AlignError: files can't be used or don't fit, or there are fewer than two pictures.
@@ -149,9 +157,23 @@ def evaluate_retrieval(
     sentences = embedder.texts([texts[row] for row in first_texts])
     right = np.unique(np.stack([picture_of, text_of], axis=1), axis=0)
     captions_of = np.bincount(text_of)  # equal captions are embedded once, and asked each time
+    tell = on_outcomes or _silent
     return RetrievalScores(
-        image_to_text=score(images, sentences, right, candidate_counts=captions_of),
-        text_to_image=score(sentences, images, right[:, ::-1], text_of, picture_of),
+        image_to_text=score(
+            images,
+            sentences,
+            right,
+            candidate_counts=captions_of,
+            on_ranks=partial(tell, "image_to_text"),
+        ),
+        text_to_image=score(
+            sentences,
+            images,
+            right[:, ::-1],
+            text_of,
+            picture_of,
+            on_ranks=partial(tell, "text_to_image"),
+        ),
         n_images=len(used),
         n_texts=len(texts),
         skipped=skipped,
@@ -159,6 +181,10 @@ def evaluate_retrieval(
         found_by=found_by,
         lost_captions=lost,
     )
+
+
+def _silent(_name: str, _ranks: Ints, _pictures: Ints) -> None:
+    pass
 
 
 def _join(file: CaptionsFile, found: Found, seen: Seen) -> tuple[Ints, list[str], dict[str, int]]:
@@ -191,6 +217,7 @@ def evaluate_classification(
     label_field: str = CLS,
     threads: int | None = None,
     on_load: OnLoad | None = None,
+    on_outcomes: OnOutcomes | None = None,
 ) -> ClassScores:
     """Score zero-shot classification: which class's texts is a picture nearest to.
 
@@ -203,6 +230,7 @@ def evaluate_classification(
         label_field: field of the samples' json that has the label; ``cls`` is the .cls file.
         threads: of the decoder, None for the machine's.
         on_load: progress of decoding.
+        on_outcomes: told what became of every query.
 
     Raises:
         AlignError: files can't be used or don't fit, or no sample has a label.
@@ -217,6 +245,7 @@ def evaluate_classification(
     clusters = images.picture_of
     right = np.stack([np.arange(len(classes)), classes], axis=1)
     ranks = first_right_ranks(images.embeddings, texts, right, np.ones(len(names), np.int64))
+    (on_outcomes or _silent)("class", ranks, clusters)
     return ClassScores(
         figures=class_figures(ranks, classes, clusters, len(names)),
         n_images=len(classes),
@@ -256,6 +285,7 @@ def evaluate_knn(
     label_field: str = CLS,
     threads: int | None = None,
     on_load: OnLoad | None = None,
+    on_outcomes: OnOutcomes | None = None,
 ) -> ClassScores:
     """Score the image tower alone: is a picture's nearest labelled neighbour of its class.
 
@@ -268,6 +298,7 @@ def evaluate_knn(
         label_field: field of the samples' json that has the label; ``cls`` is the .cls file.
         threads: of the decoder, None for the machine's.
         on_load: progress of decoding.
+        on_outcomes: told what became of every query.
 
     Raises:
         AlignError: files can't be used or don't fit, or no sample has a label.
@@ -287,6 +318,8 @@ def evaluate_knn(
     shares = np.bincount(voters, minlength=len(names)) / len(voters)
     nearest = voters[found[:, 0]] == classes
     votes = vote(classes, voters[found], cosines)
+    for name, hits in (("1-NN", nearest), (f"{K}-NN", votes)):
+        (on_outcomes or _silent)(name, np.where(hits, 1, 2), clusters)
     chance, chance_per_class = chance_of_vote(classes, voters, found, cosines)
     present = np.unique(classes)
     in_gallery = set(candidates.digests)

@@ -4,6 +4,7 @@ The similarity matrix is never held whole: a block of queries at a time, so that
 of pairs fit in memory. Left out: what counts as right, which ``evaluate`` decides.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,7 @@ def score(
     asked: Ints | None = None,
     clusters: Ints | None = None,
     candidate_counts: Ints | None = None,
+    on_ranks: Callable[[Ints, Ints], None] | None = None,
 ) -> Scores:
     """Score one direction.
 
@@ -64,11 +66,14 @@ def score(
         asked: the row of each query that is asked, each once by default.
         clusters: the picture each of the asked queries belongs to, one each by default.
         candidate_counts: how many candidates each row stands for, one by default.
+        on_ranks: told the rank of each asked query's first right answer, and its picture.
     """
     asked = np.arange(len(queries)) if asked is None else asked
     clusters = np.arange(len(asked)) if clusters is None else clusters
     there = np.ones(len(candidates), np.int64) if candidate_counts is None else candidate_counts
     ranks = first_right_ranks(queries, candidates, right, there)[asked]
+    if on_ranks is not None:
+        on_ranks(ranks, clusters)
     n = int(there.sum())
     answers = np.zeros(len(queries), np.int64)
     np.add.at(answers, right[:, 0], there[right[:, 1]])

@@ -50,9 +50,8 @@ class ClipEmbedder:
             AlignError: an embedding is not a number.
         """
         with torch_threads(self._threads):
-            floats = to_floats(
-                torch.from_numpy(pixels).to(self._place), self.preprocess, self._place
-            )
+            there = torch.from_numpy(pixels).to(self._place)
+            floats = to_floats(there, self.preprocess, self._place)
             found = unit(self._model.get_image_features(floats).pooler_output)
         return finite(found.cpu().numpy(), "picture")
 
