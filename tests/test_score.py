@@ -224,6 +224,23 @@ def test_tokens_are_counted_without_the_special_ones(place: Path, run: Path, cli
     assert made["num_tokens_gpt"][6] == len("word") * 500
 
 
+def test_portraits_have_faces_and_maps_have_none(shared: Path) -> None:
+    from coyo_tools.decoder import Decoder
+    from coyo_tools.pictures import Measures
+
+    folder = shared / "openstax_alt_text"
+    table = pl.read_parquet(folder / "captions.parquet")
+    found = {}
+    with Decoder() as decoder:
+        for kind, words in (("face", "(?i)portrait of"), ("none", "(?i)^(a |this )?(map|graph)")):
+            files = table.filter(pl.col("alt").str.contains(words))["file"].head(20)
+            made = [decoder.measure(folder / file, faces="haar") for file in files]
+            found[kind] = [one.num_faces or 0 for one in made if isinstance(one, Measures)]
+    assert len(found["face"]) >= 10
+    assert np.mean([count > 0 for count in found["face"]]) > 0.6
+    assert np.mean([count > 0 for count in found["none"]]) < 0.2
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
