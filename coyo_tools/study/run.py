@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from coyo_tools.errors import EmptyResultError
+from coyo_tools.handover import align_errors
 from coyo_tools.manifest import Manifest
 from coyo_tools.pipeline import input_places
 from coyo_tools.stage_kinds import Stage
@@ -101,7 +102,8 @@ def run_study(
 
 def _refuse_small(study: Study, arms: Mapping[str, _Rows]) -> None:
     """Say before hours are spent that an arm does not fill a batch."""
-    from coyo_align.config import TrainConfig
+    with align_errors("coyo study"):
+        from coyo_align.config import TrainConfig
 
     batch = study.train.get("batch_size", TrainConfig.batch_size)
     for name, rows in arms.items():
