@@ -1,6 +1,10 @@
 """A study end to end on tiny pictures: arms, controls, decontamination, results, going on."""
 
 import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from typer.testing import CliRunner
 from coyo_tools.cli import app
 from coyo_tools.errors import CoyoError, EmptyResultError, PipelineError
 from coyo_tools.study.plan import plan_study
+from coyo_tools.study.report import write_study_report
 from coyo_tools.study.results import RESULTS
 from coyo_tools.study.run import StudyResult, run_study
 from coyo_tools.study.spec import EVERYTHING, load_study
@@ -173,6 +178,52 @@ def test_what_arms_are_is_told(done: StudyResult) -> None:
     either = set(ids(done, "arm-large")) | set(ids(done, "arm-given"))
     jaccard = rows_of(done, "overlap", arm="large", control="given")["value"].item()
     assert jaccard == pytest.approx(len(shared) / len(either))
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the report in")
+def test_every_figure_of_the_report_is_a_cell_of_the_results(
+    done: StudyResult, tmp_path: Path
+) -> None:
+    shown = browse(done.output / "report.html", tmp_path)
+    figures = re.findall(r'<b data-row="(\d+)" data-field="(\w+)">([^<]+)</b>', shown)
+    assert len(figures) > 80
+    for number, field, text in figures:
+        value = done.table.row(int(number), named=True)[field]
+        given = float(text.replace(",", "").rstrip("%"))
+        if text.endswith("%"):
+            assert given == pytest.approx(100 * value, abs=0.005001)
+        else:
+            assert given == pytest.approx(value, abs=0.0005001)
+    verdicts = re.findall(r'<td class="verdict (\w+)">', shown)
+    assert verdicts == rows_of(done, "verdict")["verdict"].to_list()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the report in")
+def test_names_that_want_to_be_code_stay_text(done: StudyResult, tmp_path: Path) -> None:
+    bad = "<script>document.title = 'run'</script>\"><img src=x onerror=\"document.title='run'\">"
+    table = done.table.with_columns(
+        item=pl.when(pl.col("kind") == "bite").then(pl.lit(bad)).otherwise(pl.col("item"))
+    )
+    (tmp_path / "results.parquet").write_bytes(b"")
+    write_study_report(table, replace(done.study, title=bad), tmp_path)
+    shown = browse(tmp_path / "report.html", tmp_path)
+    assert "<title>run</title>" not in shown
+    assert "<script" not in shown and "<img" not in shown
+    assert "&lt;script&gt;" in shown
+
+
+def browse(page: Path, scratch: Path) -> str:
+    """What the page is when a browser has made of it what it can."""
+    assert BROWSER is not None
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", f"--user-data-dir={scratch / 'browser'}", "--dump-dom",
+        page.resolve().as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def test_a_second_run_repeats_nothing_and_gives_the_same_bytes(

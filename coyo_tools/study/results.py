@@ -147,8 +147,8 @@ def _effects(
             {
                 "kind": "effect",
                 "value": effect.difference,
-                "low": effect.low,
-                "high": effect.high,
+                "low": max(-1.0, effect.low),  # shares differ by no more
+                "high": min(1.0, effect.high),
                 "p": effect.p,
                 "p_adjusted": p_adjusted,
                 "verdict": verdict(effect, p_adjusted),

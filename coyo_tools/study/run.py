@@ -18,6 +18,7 @@ from coyo_tools.handover import align_errors
 from coyo_tools.manifest import Manifest
 from coyo_tools.pipeline import input_places
 from coyo_tools.stage_kinds import Stage
+from coyo_tools.study.report import write_study_report
 from coyo_tools.study.results import (
     Row,
     Trained,
@@ -62,7 +63,7 @@ def run_study(
     watch: Watch | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> StudyResult:
-    """Run what is not finished of a study, and write ``results.parquet``.
+    """Run what is not finished of a study, and write ``results.parquet`` and ``report.html``.
 
     Args:
         path: the study file.
@@ -97,7 +98,9 @@ def run_study(
         found += arm_rows(study, name, output / chosen.stage, chosen.chosen_by, lost, pairs)
     found += doing.removed
     found += overlap_rows({name: ids_of(output / arm.stage) for name, arm in arms.items()})
-    return StudyResult(study, output, write_results(found, output))
+    table = write_results(found, output)
+    write_study_report(table, study, output)
+    return StudyResult(study, output, table)
 
 
 def _refuse_small(study: Study, arms: Mapping[str, _Rows]) -> None:

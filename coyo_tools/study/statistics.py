@@ -141,7 +141,8 @@ def _judge(
     variance = of_pictures + np.maximum(of_seeds - of_rest, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = variance**2 / (of_seeds**2 / (seeds - 1) + of_pictures**2 / (pictures - 1))
-    return variance, np.where(variance > 0, freedom, np.inf)
+    least = min(seeds, pictures) - 1  # a sum of mean squares has no fewer than the fewest of them
+    return variance, np.where(variance > 0, np.maximum(freedom, least), np.inf)
 
 
 def holm(p: Sequence[float]) -> list[float]:
