@@ -127,6 +127,7 @@ def test_every_command_of_the_page_ran(walked: Walked) -> None:
     ("plain", "ours"),
     [
         ("plain_probabilities", "probabilities"),
+        ("plain_cosines", "cosines"),
         ("plain_texts", "texts"),
         ("plain_images", "images"),
     ],
