@@ -159,7 +159,6 @@ def register(app: typer.Typer) -> None:
         "score",
         epilog=examples(
             "coyo score clean --model run --data shards -o scored",
-            "coyo filter scored --top align_similarity=0.3 -o best",
             "coyo score pool --text --sizes --faces haar --data shards -o measured",
         ),
     )(score_command)
