@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from coyo_tools.errors import MissingExtraError, SourceError, TrainingError
-from coyo_tools.manifest import MANIFEST, Input, digest_of, read_manifest
+from coyo_tools.manifest import MANIFEST, Input, read_manifest
+from coyo_tools.shard_hashes import holds_tars, tars_fingerprint
 from coyo_tools.shards import SHARDS_KIND
 from coyo_tools.source import Source
 
@@ -48,7 +49,6 @@ def open_shards(shards: Path) -> Input:
     """Check that ``shards`` holds tars and describe it for a manifest."""
     if not shards.is_dir():
         raise SourceError(f"{shards} does not exist or is not a directory.")
-    tars = sorted(shards.glob("*.tar"))
     if (shards / MANIFEST).is_file():
         manifest = read_manifest(shards)
         if manifest.kind == "index":
@@ -56,10 +56,9 @@ def open_shards(shards: Path) -> Input:
         if manifest.kind != SHARDS_KIND:
             raise SourceError(f"{shards} is a {manifest.kind} directory, not shards.")
         return Input("shards", str(shards), manifest.id_digest)
-    if not tars:
+    if not holds_tars(shards):
         raise SourceError(f"{shards} holds no .tar files.", "`coyo download` and `coyo index` do.")
-    sizes = [f"{tar.name} {tar.stat().st_size}" for tar in tars]
-    return Input("shards", str(shards), digest_of(sizes))
+    return Input("shards", str(shards), tars_fingerprint(shards))
 
 
 def ids_path(subset: Source | None) -> Path | None:

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import polars as pl
 
 from coyo_tools.columns import ID
-from coyo_tools.engine import BATCH_ROWS, id_numbers, open_session, recipe_errors
-from coyo_tools.engine import digest_ids as digest_parts
+from coyo_tools.engine import BATCH_ROWS, digest_ids, id_numbers, open_session, recipe_errors
 from coyo_tools.errors import EmptyResultError, SourceError
 from coyo_tools.handover import open_shards
 from coyo_tools.manifest import Input, Manifest, Stopwatch, new_artifact, write_manifest
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.rows import KeptRows, write_kept
+from coyo_tools.shard_hashes import holds_tars
 from coyo_tools.shards import LEDGER
 from coyo_tools.source import NOTES, open_source
 from coyo_tools.tar_samples import tar_samples
@@ -62,7 +62,7 @@ def keep_within(
     """
     watch = Stopwatch()
     pool = open_source(source)
-    ids, there = _ids_of(Path(other)) if _is_shards(other) else _ids_of_pool(str(other))
+    ids, there = _ids_of(Path(other)) if holds_tars(Path(other)) else _ids_of_pool(str(other))
     with (
         new_artifact(output, overwrite=overwrite) as directory,
         open_session(pool, output=directory, memory=memory, threads=threads) as session,
@@ -76,7 +76,7 @@ def keep_within(
                 f"None of the {pool.rows:,} ids of {source} is in {other}.",
                 "Were the pictures fetched for this pool?",
             )
-        digest = digest_parts(write_kept(session, pool, kept, directory, on_progress))
+        digest = digest_ids(write_kept(session, pool, kept, directory, on_progress))
         write_manifest(
             directory,
             Manifest(
@@ -92,10 +92,6 @@ def keep_within(
             ),
         )
     return WithinResult(output, pool.rows, digest.count)
-
-
-def _is_shards(other: str | Path) -> bool:
-    return Path(other).is_dir() and any(Path(other).glob("*.tar"))
 
 
 def _ids_of(shards: Path) -> tuple[npt.NDArray[np.int64], Input]:
