@@ -8,7 +8,7 @@ is counted as under or over, never dropped.
 import itertools
 from dataclasses import dataclass
 
-from coyo_tools.columns import BY_NAME
+from coyo_tools.columns import ALIGN_SIMILARITY, BY_NAME
 
 MIN_SIDE = "min_side"
 ASPECT_RATIO = "aspect_ratio"
@@ -16,6 +16,8 @@ DERIVED = {
     MIN_SIDE: "shorter side, pixels",
     ASPECT_RATIO: "longer side over shorter side",
 }
+OWN = {ALIGN_SIMILARITY: "cosine, an ALIGN of one's own"}
+"""Columns that `coyo score` adds and no pool is said to lack."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ BINS: dict[str, Bins] = {
     "num_faces": Bins((0, 1, 2, 3, 6, 1000), open_end=True),
     "clip_similarity_vitb32": _SIMILARITY,
     "clip_similarity_vitl14": _SIMILARITY,
+    # Two towers trained on little data can have cosines anywhere.
+    ALIGN_SIMILARITY: _even(-1, 1, 40),
     "nsfw_score_opennsfw2": _NSFW,
     "nsfw_score_gantman": _NSFW,
     "watermark_score": _even(0, 1, 20),
@@ -84,4 +88,5 @@ BINS: dict[str, Bins] = {
 
 def meaning_of(name: str) -> str:
     """Say what a column with bins means."""
-    return DERIVED[name] if name in DERIVED else BY_NAME[name].meaning
+    told = DERIVED | OWN
+    return told[name] if name in told else BY_NAME[name].meaning

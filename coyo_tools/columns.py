@@ -14,6 +14,8 @@ ID = "id"
 URL = "url"
 TEXT = "text"
 IMAGE_PHASH = "image_phash"
+ALIGN_SIMILARITY = "align_similarity"
+"""What a model of one's own says where COYO has CLIP's word; none of COYO's columns."""
 LABELS = "labels"
 """COYO-Labeled-300M's classes of a picture, where COYO-700M has a text."""
 

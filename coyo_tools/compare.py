@@ -8,6 +8,7 @@ compared by hashes; only where those differ are the values themselves.
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ COMPARISON_KIND = "comparison"
 TOP_DOMAINS = 20
 _IN_OTHER = "in_other"
 _ROW_HASH = "row_hash"
-_AUDITED = ("num_faces", "text_length", ASPECT_RATIO, MIN_SIDE)
+AUDITED = ("num_faces", "text_length", ASPECT_RATIO, MIN_SIDE)
 _EXAMPLES = 5
 _Z95 = 1.959963984540054
 _METHODS = {
@@ -152,6 +153,7 @@ def compare_pools(
     *,
     output: Path | None = None,
     top_domains: int = TOP_DOMAINS,
+    audited: Sequence[str] = AUDITED,
     overwrite: bool = False,
     memory: str | None = None,
     threads: int | None = None,
@@ -163,6 +165,7 @@ def compare_pools(
         b: what was made of it, or any other pool with ids of the same kind.
         output: directory to make.
         top_domains: how many domains the audit names; the rest count as one.
+        audited: columns with bins (bins.py) along which retention is told, where A has them.
         overwrite: replace an earlier result.
         memory: DuckDB's memory limit.
         threads: how many threads.
@@ -175,10 +178,10 @@ def compare_pools(
     pools = open_source(a), open_source(b)
     if output is None:
         with tempfile.TemporaryDirectory(prefix=".compare-") as work:
-            return _compare(*pools, Path(work), top_domains, memory, threads)
+            return _compare(*pools, Path(work), top_domains, audited, memory, threads)
     with new_artifact(output, overwrite=overwrite) as directory:
         with tempfile.TemporaryDirectory(prefix=".work-", dir=directory) as work:
-            found = _compare(*pools, Path(work), top_domains, memory, threads)
+            found = _compare(*pools, Path(work), top_domains, audited, memory, threads)
         text = json.dumps(asdict(found), indent=2, ensure_ascii=False, allow_nan=False)
         (directory / "compare.json").write_text(text + "\n", encoding="utf-8")
         write_page(
@@ -201,7 +204,13 @@ def compare_pools(
 
 
 def _compare(
-    a: Source, b: Source, work: Path, top: int, memory: str | None, threads: int | None
+    a: Source,
+    b: Source,
+    work: Path,
+    top: int,
+    audited: Sequence[str],
+    memory: str | None,
+    threads: int | None,
 ) -> Comparison:
     columns = measurable(a), measurable(b)
     shared = _shared(a, b, columns)
@@ -213,8 +222,8 @@ def _compare(
     for pool, other, own in ((a, "b", columns[0]), (b, "a", columns[1])):
         with open_session(pool, output=work, memory=memory, threads=threads) as session:
             _join(session, work / f"{other}.parquet")
-            audited = top if pool is a and URL in a.columns else 0
-            sides.append(_see(session, own, shared, audited, pool))
+            domains = top if pool is a and URL in a.columns else 0
+            sides.append(_see(session, own, shared, domains, pool))
     seen_a, seen_b = sides
     mismatch = None
     if seen_a.hashes != seen_b.hashes:
@@ -234,7 +243,7 @@ def _compare(
         mismatch=mismatch,
         shifts=_shifts(seen_a, seen_b, columns),
         overall=overall,
-        audits=_audits(seen_a),
+        audits=_audits(seen_a, audited),
         methods=_METHODS,
     )
 
@@ -378,7 +387,7 @@ def _shifts(a: _Seen, b: _Seen, columns: tuple[Measurable, Measurable]) -> tuple
             for side, own in zip("AB", columns, strict=True)
             if name in own.lacking
         ]
-        if len(lacking) < 2:
+        if any(name in own.columns for own in columns):
             shifts.append(
                 Shift(
                     name,
@@ -414,9 +423,9 @@ def _quantile_differences(a: Figures | None, b: Figures | None) -> dict[str, flo
     return differences
 
 
-def _audits(a: _Seen) -> tuple[Audit, ...]:
+def _audits(a: _Seen, audited: Sequence[str]) -> tuple[Audit, ...]:
     audits = []
-    for name in _AUDITED:
+    for name in audited:
         if name not in a.inside:
             continue
         kept = a.inside[name].histogram().all_bins()

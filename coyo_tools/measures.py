@@ -1,6 +1,7 @@
 """Which columns of a pool can be measured, and the scan that measures them.
 
-Measured is what has fixed bins (bins.py): COYO's numeric columns and two derived from the sides.
+Measured is what has fixed bins (bins.py): COYO's numeric columns, two derived from the sides, and a
+score of one's own where there is one.
 What a pool lacks of them is said and never guessed.
 """
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from sqlglot import exp
 
-from coyo_tools.bins import ASPECT_RATIO, BINS, MIN_SIDE
+from coyo_tools.bins import ASPECT_RATIO, BINS, MIN_SIDE, OWN
 from coyo_tools.engine import BATCH_ROWS
 from coyo_tools.source import Source
 from coyo_tools.tallies import ColumnTally
@@ -36,6 +37,8 @@ def measurable(source: Source) -> Measurable:
     whole = {MIN_SIDE}
     for name in BINS.keys() - {MIN_SIDE, ASPECT_RATIO}:
         if name not in source.columns:
+            if name in OWN:
+                continue
             lacking[name] = source.column_map.absent.get(name, "no such column")
             continue
         kind = source.schema.field(name).type
@@ -48,7 +51,9 @@ def measurable(source: Source) -> Measurable:
         lacking |= dict.fromkeys((MIN_SIDE, ASPECT_RATIO), f"needs {absent_side}")
     elif not whole >= set(_SIDES):
         whole.discard(MIN_SIDE)
-    columns = tuple(name for name in BINS if name not in lacking)
+    columns = tuple(
+        name for name in BINS if name not in lacking and (name in source.columns or name not in OWN)
+    )
     ordered = {name: lacking[name] for name in BINS if name in lacking}
     return Measurable(columns, ordered, frozenset(whole))
 

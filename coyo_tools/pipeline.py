@@ -14,7 +14,8 @@ from typing import Any
 
 from coyo_tools.bundled import bundled
 from coyo_tools.errors import PipelineError
-from coyo_tools.report import ReportStage, write_report
+from coyo_tools.pairs import ReportStage
+from coyo_tools.report import write_report
 from coyo_tools.stage_kinds import Stage, only_known, parse_stage
 from coyo_tools.walk import StageOutcome, Walk, Watch
 

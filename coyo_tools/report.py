@@ -4,7 +4,6 @@ Every figure is read from a manifest, a ledger or a metrics file; nothing is mea
 and pictures come from strangers: jinja escapes the first, the second were re-encoded by us.
 """
 
-import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,44 +12,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from coyo_tools.bites import failed_rules
 from coyo_tools.columns import ID
-from coyo_tools.dedupe import REMOVED, size_bins
-from coyo_tools.manifest import Manifest
+from coyo_tools.dedupe import size_bins
 from coyo_tools.pages import write_page
-from coyo_tools.shards import LEDGER, SHARDS_KIND, Sample, read_samples
-from coyo_tools.source import open_source
+from coyo_tools.pairs import Pair, ReportStage, pair_of, why_removed
+from coyo_tools.shards import LEDGER, SHARDS_KIND, read_samples
 
 _PAIRS = 12  # pictures shown on either side
 _CURVE_POINTS = 120
-
-
-@dataclass(frozen=True)
-class ReportStage:
-    """A finished stage: its name, what it does, its directory and manifest, what it read."""
-
-    name: str
-    does: str
-    directory: Path
-    manifest: Manifest
-    source: str = ""
-
-    @property
-    def beside(self) -> list[str]:
-        """Name what removed rows beside the rules: a LIMIT, a sample."""
-        rules = {bite["rule"] for bite in self.manifest.details.get("bites", ())}
-        return [
-            reason for reason, rows in self.manifest.lost.items() if rows and reason not in rules
-        ]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A picture with its caption, ready for the page; ``why`` says why it was removed."""
-
-    picture: str
-    text: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -226,41 +195,11 @@ def _pairs(subsets: list[ReportStage], download: ReportStage) -> tuple[list[Pair
         wanted = dict(zip(drawn[ID].to_list(), drawn["shard"].to_list(), strict=True))
         found = read_samples(download.directory, wanted)
         samples.append([found[id_] for id_ in wanted])
-    whys = _reasons(subsets, [sample.id for sample in samples[1]])
+    whys = why_removed(subsets, [sample.id for sample in samples[1]])
     return (
-        [_pair(sample, "") for sample in samples[0]],
-        [_pair(sample, whys.get(sample.id, "")) for sample in samples[1]],
+        [pair_of(sample.jpeg, sample.text) for sample in samples[0]],
+        [pair_of(sample.jpeg, sample.text, whys.get(sample.id, "")) for sample in samples[1]],
     )
-
-
-def _pair(sample: Sample, why: str) -> Pair:
-    encoded = base64.b64encode(sample.jpeg).decode()
-    return Pair(f"data:image/jpeg;base64,{encoded}", sample.text, why)
-
-
-def _reasons(subsets: list[ReportStage], ids: list[int]) -> dict[int, str]:
-    """Say of each id which rules removed it, or which row it is a duplicate of."""
-    reasons: dict[int, list[str]] = {}
-    for stage in subsets:
-        if stage.does in ("dedupe", "decontaminate"):
-            removed = pl.read_parquet(stage.directory / REMOVED).filter(pl.col(ID).is_in(ids))
-            for row in removed.iter_rows(named=True):
-                if stage.does == "dedupe":
-                    said = f"duplicate of {row['duplicate_of']}"
-                else:
-                    said = f"like {row['evaluation']}"
-                distance = row["distance"]
-                if isinstance(distance, float):
-                    said += f", cosine {1 - distance:.3f}"
-                elif distance:
-                    said += f", {distance} bits away"
-                reasons.setdefault(row[ID], []).append(said)
-            continue
-        pool = open_source(stage.source)
-        recipe = stage.manifest.details.get("resolved", stage.manifest.sql)
-        for id_, rules in failed_rules(pool, recipe, ids).items():
-            reasons.setdefault(id_, []).extend(f"not {rule}" for rule in rules)
-    return {id_: "; ".join(said) for id_, said in reasons.items()}
 
 
 def _planted(truth: Path, last: ReportStage) -> list[Planted]:

@@ -17,7 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from coyo_tools.columns import BY_NAME, IMAGE_PHASH, TEXT, text_length, word_count
+from coyo_tools.columns import (
+    ALIGN_SIMILARITY,
+    BY_NAME,
+    IMAGE_PHASH,
+    TEXT,
+    text_length,
+    word_count,
+)
 from coyo_tools.engine import (
     ROW_GROUP_ROWS,
     digest_ids,
@@ -43,7 +50,7 @@ from coyo_tools.manifest import (
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.score_parts import Column, Records, schema_with, with_columns
 from coyo_tools.score_passes import Pass, make_passes, match_pictures
-from coyo_tools.score_settings import ALIGN_SIMILARITY, ScoreSettings, input_fingerprint
+from coyo_tools.score_settings import ScoreSettings, input_fingerprint
 from coyo_tools.source import NOTES, Source, open_source
 
 if TYPE_CHECKING:

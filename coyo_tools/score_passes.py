@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from coyo_tools.columns import ID, TEXT
+from coyo_tools.columns import ALIGN_SIMILARITY, ID, TEXT
 from coyo_tools.engine import ROW_GROUP_ROWS, ids_of, pool_relation, recipe_errors
 from coyo_tools.errors import SourceError
 from coyo_tools.picture_scores import REASONS, measured
 from coyo_tools.score_parts import WHY
-from coyo_tools.score_settings import ALIGN_SIMILARITY, ScoreSettings
+from coyo_tools.score_settings import ScoreSettings
 from coyo_tools.source import Source
 
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from coyo_tools.columns import ALIGN_SIMILARITY
 from coyo_tools.errors import ColumnError, TrainingError
 from coyo_tools.faces import HAAR
 from coyo_tools.handover import align_errors, open_shards
 from coyo_tools.manifest import digest_of
 from coyo_tools.picture_scores import Wish
 
-ALIGN_SIMILARITY = "align_similarity"
 SHARDS_ROLE = "shards"
 _CLIPS = {
     "clip_vitb32": "clip_similarity_vitb32", "clip_vitl14": "clip_similarity_vitl14",

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 from sqlglot import exp
 
-from coyo_tools.bins import DERIVED, meaning_of
+from coyo_tools.bins import DERIVED, OWN, meaning_of
 from coyo_tools.columns import COYO_COLUMNS, ID, IMAGE_PHASH, TEXT, URL
 from coyo_tools.engine import id_numbers, open_session, read_sql, recipe_errors
 from coyo_tools.manifest import IdDigest, Manifest, Stopwatch, new_artifact, write_manifest
@@ -164,7 +164,7 @@ def _measure(
             for name, tally in tallies.items()
         ),
         lacking=lacking | found.lacking,
-        other_columns=tuple(name for name in pool.columns if name not in known),
+        other_columns=tuple(name for name in pool.columns if name not in known | OWN.keys()),
         different=different,
         empty_texts=empty_texts,
         domains=domains[0],

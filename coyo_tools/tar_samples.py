@@ -57,12 +57,20 @@ class TarSample:
         return next((self.files[suffix] for suffix in PICTURES if suffix in self.files), None)
 
 
-def tar_samples(path: Path, tell: TellFault) -> Iterator[TarSample]:
-    """Yield the samples of one tar, in order; a fault ends the tar or skips the file it is in."""
+def tar_samples(
+    path: Path, tell: TellFault, *, reads: Callable[[str], bool] = lambda _: True
+) -> Iterator[TarSample]:
+    """Yield the samples of one tar, in order; a fault ends the tar or skips the file it is in.
+
+    Args:
+        path: the tar.
+        tell: called with each fault.
+        reads: says by its name whether a file's beginning is read; others have an empty one.
+    """
     sample: TarSample | None = None
     try:
         with path.open("rb") as stream:
-            for name, file in _files(stream, tell):
+            for name, file in _files(stream, tell, reads):
                 folder, slash, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key = folder + slash + stem
@@ -100,7 +108,9 @@ class _Guarded:
         return self._stream.read(size)
 
 
-def _files(stream: IO[bytes], tell: TellFault) -> Iterator[tuple[str, TarFile]]:
+def _files(
+    stream: IO[bytes], tell: TellFault, reads: Callable[[str], bool]
+) -> Iterator[tuple[str, TarFile]]:
     length = os.fstat(stream.fileno()).st_size
     cut = "cut short or damaged"
     if length == 0:
@@ -126,8 +136,10 @@ def _files(stream: IO[bytes], tell: TellFault) -> Iterator[tuple[str, TarFile]]:
                 elif member.name.startswith("/") or ".." in member.name.split("/"):
                     tell("unsafe name", f"{member.name!r}, nothing is written there")
                 else:
-                    stream.seek(member.offset_data)
-                    start = stream.read(min(member.size, START_BYTES))
+                    start = b""
+                    if reads(member.name):
+                        stream.seek(member.offset_data)
+                        start = stream.read(min(member.size, START_BYTES))
                     yield member.name, TarFile(member.offset_data, member.size, start)
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
