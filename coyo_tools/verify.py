@@ -29,7 +29,7 @@ from coyo_tools.score import score_pool
 from coyo_tools.score_settings import SHARDS_ROLE, ScoreSettings, input_fingerprint, is_source
 from coyo_tools.selection import Selection
 from coyo_tools.source import open_source
-from coyo_tools.vectors import open_vectors
+from coyo_tools.vectors import VECTORS_KIND, open_vectors
 from coyo_tools.within import keep_within
 
 # Those that decide which rows there are and how they lie in a file.
@@ -152,6 +152,12 @@ def verify_subset(
     except OSError as error:
         raise OutputError(f"Can't write beside {directory}: {error.strerror}.") from error
     return Verdict(manifest.rows_out, same_ids, not different, tuple(problems), tuple(remarks))
+
+
+def can_verify(manifest: Manifest) -> bool:
+    """Say whether ``coyo verify`` makes an artifact again, or reads it through."""
+    replays = manifest.kind == "subset" and manifest.parameters.get("stage") in _REPLAYS
+    return replays or manifest.kind == VECTORS_KIND
 
 
 def _check_inputs(manifest: Manifest, source: str | None) -> tuple[list[str], bool]:

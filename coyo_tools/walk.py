@@ -81,6 +81,10 @@ class Walk:
         self._tell(_summary(label, manifest, finished=finished))
         return StageOutcome(stage.name, stage.does, finished, manifest)
 
+    def fingerprint_of(self, name: str) -> str:
+        """What an input or a finished stage is known by: of its content, or what it was made of."""
+        return self._prints[name]
+
     def place_of(self, value: str) -> str:
         """The path that a setting refers to: an input or stage, or a file inside it."""
         return _resolve(value, self.places)

@@ -1,8 +1,8 @@
 """report.html: what a study found, on one page that needs nothing beside it.
 
 Every figure is a cell of ``results.parquet`` and says which: ``data-row`` is the number of its row,
-``data-field`` its column. Left out so far: pictures of kept and removed pairs, and how scores
-and sites are spread before and after.
+``data-field`` its column; what is drawn says the same. Pictures of pairs are thumbnails, so that
+the page of ten arms has a few megabytes.
 """
 
 from collections.abc import Sequence
@@ -14,51 +14,94 @@ import polars as pl
 
 from coyo_tools.manifest import digest_of
 from coyo_tools.pages import write_page
+from coyo_tools.pairs import Pair, pair_of
+from coyo_tools.study.drawing import (
+    NUMBER,
+    PANEL_HEIGHT,
+    PANEL_WIDTH,
+    SPREAD_HEIGHT,
+    SPREAD_WIDTH,
+    Row,
+    Spread,
+    budget_curves,
+    effect_plot,
+    spreads,
+)
+from coyo_tools.study.looks import ALL_ROWS, Look
+from coyo_tools.study.made import Made
 from coyo_tools.study.results import CONTROL, RESULTS
+from coyo_tools.study.shown import ShownPair
 from coyo_tools.study.spec import EVERYTHING, Study
 
 REPORT = "report.html"
-_WIDTH, _LEFT, _LINE, _TOP = 640, 190, 26, 22
-_NUMBER = "number"
 
 
 @dataclass(frozen=True)
-class Bar:
-    """An effect drawn: where its interval and its middle lie, in the picture's units."""
+class ArmSizes:
+    """An arm in numbers: its rows, the pairs of these that were used, and repeats by budget."""
 
-    label: str
-    arm: int
-    y: float
-    left: float
-    middle: float
-    right: float
+    arm: str
+    rows: Row | None
+    pairs: Row | None
+    repeats: tuple[Row, ...]
+    kept: Row | None
 
 
 @dataclass(frozen=True)
-class Plot:
-    """Effects one under the other, on one scale with its zero."""
+class Kept:
+    """A bin of an audit: the share of everything's rows that an arm keeps, and these rows."""
 
-    bars: tuple[Bar, ...]
-    zero: float
-    height: int
-    low: str
-    high: str
+    share: Row
+    rows: Row | None
 
 
-def write_study_report(table: pl.DataFrame, study: Study, output: Path) -> Path:
+@dataclass(frozen=True)
+class ArmLook:
+    """An arm looked at: how columns are spread, whom it leaves out, some pairs."""
+
+    arm: str
+    colour: int
+    overall: Row | None
+    spreads: list[Spread]
+    audits: dict[str, list[Kept]]
+    kept: list[Pair]
+    removed: list[Pair]
+
+
+def write_study_report(
+    table: pl.DataFrame,
+    study: Study,
+    output: Path,
+    *,
+    looks: Sequence[Look] = (),
+    made: Sequence[Made] = (),
+    command: str = "",
+) -> Path:
     """Write ``report.html`` from a study's results.
 
     Args:
         table: as ``write_results`` returns it.
         study: what was asked.
         output: the study's directory.
+        looks: the arms' pairs.
+        made: inputs and directories; the results have a row for each, in this order.
+        command: that runs the study.
     """
-    rows = table.with_row_index(_NUMBER).to_dicts()
+    rows = table.with_row_index(NUMBER).to_dicts()
+    by_kind: dict[str, list[Row]] = {}
+    for row in rows:
+        by_kind.setdefault(row["kind"], []).append(row)
+
+    def only(kind: str, **at: Any) -> list[Row]:
+        return [row for row in by_kind.get(kind, ()) if at.items() <= row.items()]
+
     first = study.evaluations[0]
     at = {"evaluation": first.name, "metric": first.metric}
-    all_effects = _only(rows, kind="effect", control=CONTROL)
+    names = [arm.name for arm in study.arms]
+    all_effects = only("effect", control=CONTROL)
     effects = [row for row in all_effects if at.items() <= row.items()]
-    verdicts = _only(rows, kind="verdict")
+    verdicts = only("verdict")
+    means = only("mean", **at)
     path = output / REPORT
     write_page(
         path,
@@ -69,25 +112,30 @@ def write_study_report(table: pl.DataFrame, study: Study, output: Path) -> Path:
         first=first,
         everything=EVERYTHING,
         verdicts=verdicts,
-        plot=effect_plot(effects, [arm.name for arm in study.arms]),
+        recovered=only("recovered"),
+        plot=effect_plot(effects, names),
         effects=effects,
-        whole=_only(rows, kind="effect", control=EVERYTHING, **at),
-        means=_only(rows, kind="mean", **at),
-        detectable=_only(rows, kind="detectable", control=CONTROL, **at),
-        parts=_only(rows, kind="part", control=CONTROL, budget=study.budgets[-1], **at),
+        whole=only("effect", control=EVERYTHING, **at),
+        panels=budget_curves(means, names, EVERYTHING) if len(study.budgets) > 1 else [],
+        panel=(PANEL_WIDTH, PANEL_HEIGHT),
+        means=means,
+        detectable=only("detectable", control=CONTROL, **at),
+        parts=only("part", control=CONTROL, budget=study.budgets[-1], **at),
         others=[row for row in all_effects if not at.items() <= row.items()],
-        sizes=_only(rows, kind="size"),
-        repeats=_only(rows, kind="repeats"),
-        lost=_only(rows, kind="lost"),
-        bites=_only(rows, kind="bite"),
-        overlaps=_only(rows, kind="overlap"),
+        sizes=_sizes(by_kind, study),
+        lost=only("lost"),
+        arrived=only("arrived"),
+        planted=only("planted"),
+        bites=_bites(only("bite")),
+        overlaps=only("overlap"),
+        looks=_looks(by_kind, names, looks),
+        spread=(SPREAD_WIDTH, SPREAD_HEIGHT),
+        absent=only("absent"),
+        made=list(zip(only("made"), made, strict=bool(made))),
+        command=command,
         digest=digest_of([(output / RESULTS).read_bytes()]),
     )
     return path
-
-
-def _only(rows: Sequence[dict[str, Any]], **at: Any) -> list[dict[str, Any]]:
-    return [row for row in rows if at.items() <= row.items()]
 
 
 def answer(verdicts: Sequence[dict[str, Any]]) -> str:
@@ -110,22 +158,66 @@ def answer(verdicts: Sequence[dict[str, Any]]) -> str:
     return " ".join(said)
 
 
-def effect_plot(effects: Sequence[dict[str, Any]], arms: Sequence[str]) -> Plot:
-    """Lay effects out one under the other, arm by arm and by budget."""
-    low = min([0.0, *(row["low"] for row in effects)])
-    high = max([0.0, *(row["high"] for row in effects)])
-    reach = (high - low) or 1.0
-
-    def x(value: float) -> float:
-        return float(round(_LEFT + (_WIDTH - _LEFT - 10) * (value - low) / reach, 2))
-
-    ordered = sorted(effects, key=lambda row: (arms.index(row["arm"]), row["budget"]))
-    bars = tuple(
-        Bar(
-            f"{row['arm']}, {row['budget']:,}", arms.index(row["arm"]) % 4, _TOP + _LINE * place,
-            x(row["low"]), x(row["value"]), x(row["high"]),
+def _sizes(rows: dict[str, list[Row]], study: Study) -> list[ArmSizes]:
+    """What the arms are in numbers, everything first."""
+    sizes = {(row["arm"], row["item"]): row for row in rows.get("size", ())}
+    repeats = {(row["arm"], row["budget"]): row for row in rows.get("repeats", ())}
+    kept = {row["arm"]: row for row in rows.get("audit", ()) if row["metric"] == ALL_ROWS}
+    return [
+        ArmSizes(
+            arm,
+            sizes.get((arm, "rows")),
+            sizes.get((arm, "pairs")),
+            tuple(repeats[arm, b] for b in study.budgets if (arm, b) in repeats),
+            kept.get(arm),
         )
-        for place, row in enumerate(ordered)
-    )  # fmt: skip
-    height = _TOP + _LINE * len(bars) + 16
-    return Plot(bars, x(0.0), height, f"{low:+.1%}", f"{high:+.1%}")
+        for arm in dict.fromkeys(arm for arm, _ in sizes)
+    ]
+
+
+def _bites(rows: Sequence[Row]) -> list[list[Row]]:
+    """A rule's rows side by side: alone, only it, in order."""
+    width = len(dict.fromkeys(row["metric"] for row in rows)) or 1
+    return [list(rows[start : start + width]) for start in range(0, len(rows), width)]
+
+
+def _looks(
+    rows: dict[str, list[Row]], names: Sequence[str], looks: Sequence[Look]
+) -> list[ArmLook]:
+    pairs = {look.arm: look.pairs for look in looks}
+    bins, shifts = rows.get("bin", []), rows.get("shift", [])
+    counts = {(r["metric"], r["item"]): r for r in bins if r["arm"] == EVERYTHING}
+    found = []
+    for number, arm in enumerate(names):
+        audits: dict[str, list[Kept]] = {}
+        for row in rows.get("audit", ()):
+            if row["arm"] == arm and row["metric"] != ALL_ROWS:
+                one = Kept(row, counts.get((row["metric"], row["item"])))
+                audits.setdefault(row["metric"], []).append(one)
+        overall = [r for r in rows.get("audit", ()) if (r["arm"], r["metric"]) == (arm, ALL_ROWS)]
+        shown = pairs.get(arm, [])
+        if not overall and not shown:
+            continue
+        found.append(
+            ArmLook(
+                arm=arm,
+                colour=number % 4,
+                overall=overall[0] if overall else None,
+                spreads=spreads(
+                    [row for row in bins if row["arm"] in (arm, EVERYTHING)],
+                    [row for row in shifts if row["arm"] in (arm, EVERYTHING)],
+                    arm,
+                    EVERYTHING,
+                ),
+                audits=audits,
+                kept=[_pair(one) for one in shown if one.kept],
+                removed=[_pair(one) for one in shown if not one.kept],
+            )
+        )
+    return found
+
+
+def _pair(one: ShownPair) -> Pair:
+    if one.picture is None:
+        return Pair("", one.text, "; ".join(filter(None, (one.why, f"no picture: {one.refused}"))))
+    return pair_of(one.picture, one.text, one.why)

@@ -11,6 +11,11 @@
 - ``size``: rows and usable pairs of an arm; ``repeats``: how often a budget sees each pair.
 - ``lost``: what an arm went without, by reason. ``bite``: what its rules removed.
 - ``overlap``: the Jaccard index of two arms' ids.
+- ``bin``: rows by a column's bins; ``shift``: its mean, and how far that is from everything's, as
+  standardised mean difference; ``audit``: the share of everything's rows of a bin that an arm
+  keeps, with Wilson's interval; ``absent``: a column that there is not, and why.
+- ``arrived``: what became of the rows whose pictures were asked for. ``made``: a directory, its
+  rows and the digest of their ids.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +50,7 @@ SCHEMA = {
     "p": pl.Float64,
     "p_adjusted": pl.Float64,
     "verdict": pl.String,
+    "digest": pl.String,
 }
 Row = dict[str, Any]
 Floats = NDArray[np.float64]

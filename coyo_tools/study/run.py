@@ -6,7 +6,7 @@ the ones that are no evaluation picture, nor near one; the arms; for each a rand
 size per seed; a training for each arm, budget and seed; its scores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,17 @@ import polars as pl
 from coyo_tools.errors import EmptyResultError
 from coyo_tools.handover import align_errors
 from coyo_tools.manifest import Manifest
+from coyo_tools.pairs import ReportStage
 from coyo_tools.pipeline import input_places
 from coyo_tools.stage_kinds import Stage
+from coyo_tools.study.looks import Look, look_at
+from coyo_tools.study.made import (
+    Made,
+    arrived_rows,
+    made_rows,
+    replay_command,
+    what_was_made,
+)
 from coyo_tools.study.report import write_study_report
 from coyo_tools.study.results import (
     Row,
@@ -29,6 +38,7 @@ from coyo_tools.study.results import (
     write_results,
 )
 from coyo_tools.study.spec import EVERYTHING, RANDOM, Arm, Study, load_study
+from coyo_tools.study.tables import write_tables
 from coyo_tools.walk import StageOutcome, Walk, Watch
 
 CELLS = "cells"
@@ -51,7 +61,7 @@ class _Rows:
 
     stage: str
     count: int
-    chosen_by: tuple[Manifest, ...] = ()
+    chosen_by: tuple[ReportStage, ...] = ()
 
 
 def run_study(
@@ -78,7 +88,7 @@ def run_study(
     """
     study = load_study(path)
     places = input_places(study.inputs, inputs, path)
-    doing = _Doing(study, Walk(places, redo=redo, watch=watch, tell=tell), output)
+    doing = _Doing(study, Walk(places, redo=redo, watch=watch, tell=tell), output, tell)
     for stage in study.stages:
         doing.stage(stage)
     everything = doing.base()
@@ -95,11 +105,19 @@ def run_study(
     random = {name: doing.train(name, drawn)[0] for name, drawn in controls.items()}
     found: list[Row] = score_rows(study, trained, random)
     for name, chosen, lost, pairs in figures:
-        found += arm_rows(study, name, output / chosen.stage, chosen.chosen_by, lost, pairs)
+        manifests = [stage.manifest for stage in chosen.chosen_by]
+        found += arm_rows(study, name, output / chosen.stage, manifests, lost, pairs)
     found += doing.removed
     found += overlap_rows({name: ids_of(output / arm.stage) for name, arm in arms.items()})
+    looks = [doing.look(arm, arms[arm.name], everything) for arm in study.arms]
+    found += looks[0].base_rows + [row for look in looks for row in look.rows]
+    found += arrived_rows(Path(doing.place_of(study.shards)))
+    command = replay_command(path, output, inputs)
+    made = doing.made(looks, places, command)
+    found += made_rows(made)
     table = write_results(found, output)
-    write_study_report(table, study, output)
+    write_tables(table, study, output)
+    write_study_report(table, study, output, looks=looks, made=made, command=command)
     return StudyResult(study, output, table)
 
 
@@ -120,11 +138,16 @@ def _refuse_small(study: Study, arms: Mapping[str, _Rows]) -> None:
 class _Doing:
     """A study under way: the walk, and what was noted for the results."""
 
-    def __init__(self, study: Study, walk: Walk, output: Path) -> None:
+    def __init__(self, study: Study, walk: Walk, output: Path, tell: Callable[[str], None]) -> None:
         self._study = study
         self._walk = walk
         self._output = output
+        self._tell = tell
         self.removed: list[Row] = []
+
+    def place_of(self, name: str) -> str:
+        """Where an input or a finished stage lies."""
+        return self._walk.place_of(name)
 
     def stage(self, stage: Stage, folder: str = "") -> StageOutcome:
         """Have a stage done."""
@@ -156,18 +179,42 @@ class _Doing:
 
     def arm(self, arm: Arm, base: str) -> _Rows:
         """Choose an arm's rows."""
-        name, manifests = base, []
+        name, stages = f"arm-{arm.name}", []
         if arm.subset is not None:
-            settings = {"source": base, "other": arm.subset}
-            name = f"arm-{arm.name}"
-            manifests.append(self._do(name, "within", settings).manifest)
+            stages.append(self._choose(name, "within", {"source": base, "other": arm.subset}))
         if arm.select:
-            name = f"arm-{arm.name}"
-            manifests.append(self._do(name, "filter", {"source": base, **arm.select}).manifest)
+            stages.append(self._choose(name, "filter", {"source": base, **arm.select}))
         if arm.dedupe is not None:
-            settings, name = {"source": name, **arm.dedupe}, f"arm-{arm.name}-unique"
-            manifests.append(self._do(name, "dedupe", settings).manifest)
-        return _Rows(name, manifests[-1].rows_out, tuple(manifests))
+            settings = {"source": name if stages else base, **arm.dedupe}
+            name = f"{name}-unique"
+            stages.append(self._choose(name, "dedupe", settings))
+        return _Rows(name, stages[-1].manifest.rows_out, tuple(stages))
+
+    def _choose(self, name: str, does: str, settings: dict[str, Any]) -> ReportStage:
+        manifest = self._do(name, does, settings).manifest
+        source = str(self._output / settings["source"])
+        return ReportStage(name, does, self._output / name, manifest, source)
+
+    def look(self, arm: Arm, rows: _Rows, base: _Rows) -> Look:
+        """Compare an arm with what it was chosen from, and draw pairs."""
+        captions = self._study.train.get("captions")
+        look = look_at(
+            arm.name,
+            self._output / base.stage,
+            rows.chosen_by,
+            Path(self.place_of(self._study.shards)),
+            captions=None if captions is None else self.place_of(captions),
+            output=self._output,
+        )
+        self._tell(f"[study] looked at {arm.name}" + ("" if look.fresh else ", finished before"))
+        return look
+
+    def made(self, looks: Sequence[Look], inputs: Iterable[str], command: str) -> list[Made]:
+        """All inputs, and all directories in the order they were made."""
+        prints = {name: self._walk.fingerprint_of(name) for name in inputs}
+        places = [Path(one) for name, one in self._walk.places.items() if name not in prints]
+        directories = [*places, *(look.directory for look in looks)]
+        return what_was_made(self._output, directories, prints, command)
 
     def controls(self, arm: _Rows, base: _Rows) -> dict[int, _Rows]:
         """For each seed as many rows as an arm has, drawn at random from the same ones."""
