@@ -48,6 +48,15 @@ class ArmSizes:
 
 
 @dataclass(frozen=True)
+class ArmPower:
+    """What a study could find of an arm, by budget, and what single differences vary by."""
+
+    arm: str
+    detectable: tuple[Row, ...]
+    parts: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
 class Kept:
     """A bin of an audit: the share of everything's rows that an arm keeps, and these rows."""
 
@@ -88,6 +97,7 @@ def write_study_report(
         command: that runs the study.
     """
     rows = table.with_row_index(NUMBER).to_dicts()
+    names = [arm.name for arm in study.arms]
     by_kind: dict[str, list[Row]] = {}
     for row in rows:
         by_kind.setdefault(row["kind"], []).append(row)
@@ -95,11 +105,14 @@ def write_study_report(
     def only(kind: str, **at: Any) -> list[Row]:
         return [row for row in by_kind.get(kind, ()) if at.items() <= row.items()]
 
+    def by_arm(chosen: list[Row]) -> list[Row]:
+        order = {name: place for place, name in enumerate([EVERYTHING, *names])}
+        return sorted(chosen, key=lambda row: (order[row["arm"]], row["control"] or ""))
+
     first = study.evaluations[0]
     at = {"evaluation": first.name, "metric": first.metric}
-    names = [arm.name for arm in study.arms]
     all_effects = only("effect", control=CONTROL)
-    effects = [row for row in all_effects if at.items() <= row.items()]
+    effects = by_arm([row for row in all_effects if at.items() <= row.items()])
     verdicts = only("verdict")
     means = only("mean", **at)
     path = output / REPORT
@@ -115,13 +128,16 @@ def write_study_report(
         recovered=only("recovered"),
         plot=effect_plot(effects, names),
         effects=effects,
-        whole=only("effect", control=EVERYTHING, **at),
+        whole=by_arm(only("effect", control=EVERYTHING, **at)),
         panels=budget_curves(means, names, EVERYTHING) if len(study.budgets) > 1 else [],
         panel=(PANEL_WIDTH, PANEL_HEIGHT),
-        means=means,
-        detectable=only("detectable", control=CONTROL, **at),
-        parts=only("part", control=CONTROL, budget=study.budgets[-1], **at),
-        others=[row for row in all_effects if not at.items() <= row.items()],
+        means=by_arm(means),
+        power=_power(
+            names,
+            only("detectable", control=CONTROL, **at),
+            only("part", control=CONTROL, budget=study.budgets[-1], **at),
+        ),
+        others=by_arm([row for row in all_effects if not at.items() <= row.items()]),
         sizes=_sizes(by_kind, study),
         lost=only("lost"),
         arrived=only("arrived"),
@@ -173,6 +189,13 @@ def _sizes(rows: dict[str, list[Row]], study: Study) -> list[ArmSizes]:
         )
         for arm in dict.fromkeys(arm for arm, _ in sizes)
     ]
+
+
+def _power(names: Sequence[str], detectable: Sequence[Row], parts: Sequence[Row]) -> list[ArmPower]:
+    def of(arm: str, rows: Sequence[Row]) -> tuple[Row, ...]:
+        return tuple(row for row in rows if row["arm"] == arm)
+
+    return [ArmPower(arm, of(arm, detectable), of(arm, parts)) for arm in names]
 
 
 def _bites(rows: Sequence[Row]) -> list[list[Row]]:

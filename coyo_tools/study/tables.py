@@ -114,7 +114,7 @@ def _ends(row: dict[str, Any], sign: str) -> str:
     '+50.0 [+40.0, +62.5]'
     """
     value, low, high = (f"{100 * row[key]:{sign}.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]".replace("-", "−")
 
 
 def _p(value: float) -> str:
