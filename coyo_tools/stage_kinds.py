@@ -37,6 +37,9 @@ from coyo_tools.selection import Selection, predicate
 from coyo_tools.training import TrainSettings, train_model
 from coyo_tools.within import keep_within
 
+PICTURE_CACHE = ".pictures"
+"""Beside runs: pictures that were decoded once, for all of them."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -109,12 +112,15 @@ def _index(settings: dict[str, Any], output: Path, on_progress: Progress) -> obj
 
 def _train(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     shards, subset = Path(settings.pop("shards")), settings.pop("subset", None)
-    chosen = TrainSettings(**settings)
+    captions = settings.pop("captions", None)
+    cache = output.parent / PICTURE_CACHE if settings.pop("cache", False) else None
+    chosen = TrainSettings(**settings, cache=cache)
     return train_model(
         shards,
         output,
         chosen,
         subset=subset,
+        captions=captions,
         on_progress=lambda standing: on_progress(standing.samples_seen, standing.budget),
     )
 
@@ -223,7 +229,7 @@ KINDS: dict[str, Kind] = {
         _index,
     ),
     "train": Kind(
-        frozenset({"shards", "subset", "labels"}),
+        frozenset({"shards", "subset", "captions", "labels"}),
         {
             "samples": int, "model": str, "task": str, "classes": int, "label_field": str,
             "seed": int, "batch_size": int, "learning_rate": float,
@@ -231,6 +237,7 @@ KINDS: dict[str, Kind] = {
             "weight_decay": float, "label_smoothing": float, "smallest_crop": float,
             "masked_tokens": float, "text_dropout": float, "drop_path": float, "ema": float,
             "image_size": int, "device": str, "precision": str, "threads": int, "workers": int,
+            "cache": bool,
         },
         frozenset({"shards", "samples"}),
         _train,

@@ -89,6 +89,7 @@ def train_model(
     settings: TrainSettings,
     *,
     subset: str | Path | None = None,
+    captions: str | Path | None = None,
     overwrite: bool = False,
     restart: bool = False,
     on_progress: "Callable[[Standing], None] | None" = None,
@@ -101,6 +102,8 @@ def train_model(
         output: the run.
         settings: of the training.
         subset: whose ids are used, None for all.
+        captions: a pool or subset whose texts stand in place of the tars' captions, such as
+            rewritten ones; samples without one there are left out and counted.
         overwrite: replace an earlier run.
         restart: discard what a stopped run of the same name has done.
         on_progress: called every few steps.
@@ -111,6 +114,7 @@ def train_model(
     """
     watch = Stopwatch()
     data, chosen = _open(shards, subset)
+    said = None if captions is None else open_source(captions)
     with align_errors("coyo train"):
         from coyo_align.config import PACE
         from coyo_align.distributed import find_world
@@ -120,7 +124,7 @@ def train_model(
 
     def train(directory: Path) -> "TrainResult":
         return finetune(
-            _config(shards, directory, chosen, settings),
+            _config(shards, directory, chosen, said, settings),
             on_progress,
             lambda _pairs, share: on_load(round(100 * share), 100),
         )
@@ -133,6 +137,7 @@ def train_model(
     begun_for = {
         "shards": data.fingerprint,
         "subset": None if chosen is None else chosen.fingerprint,
+        **({} if said is None else {"captions": said.fingerprint}),
         **{name: value for name, value in settings.as_parameters().items() if name not in PACE},
     }
     with (
@@ -149,7 +154,7 @@ def train_model(
             Manifest(
                 kind=RUN_KIND,
                 parameters={"stage": "train", **settings.as_parameters()},
-                inputs=inputs_of(data, chosen),
+                inputs=inputs_of(data, chosen) + ([said.as_input("captions")] if said else []),
                 rows_in=result.pairs + sum(lost_of(result).values()),
                 rows_out=result.pairs,
                 lost=lost_of(result),
@@ -162,7 +167,11 @@ def train_model(
 
 
 def plan_training(
-    shards: Path, settings: TrainSettings, *, subset: str | Path | None = None
+    shards: Path,
+    settings: TrainSettings,
+    *,
+    subset: str | Path | None = None,
+    captions: str | Path | None = None,
 ) -> "DryRun":
     """Say what a run of these settings will take; nothing is written.
 
@@ -170,10 +179,11 @@ def plan_training(
         CoyoError: as ``train_model``.
     """
     _, chosen = _open(shards, subset)
+    said = None if captions is None else open_source(captions)
     with align_errors("coyo train"):
         from coyo_align.dryrun import dry_run
 
-        return dry_run(_config(shards, Path(), chosen, settings))
+        return dry_run(_config(shards, Path(), chosen, said, settings))
 
 
 def _open(shards: Path, subset: str | Path | None) -> tuple[Input, Source | None]:
@@ -181,9 +191,14 @@ def _open(shards: Path, subset: str | Path | None) -> tuple[Input, Source | None
 
 
 def _config(
-    shards: Path, output: Path, chosen: Source | None, settings: TrainSettings
+    shards: Path,
+    output: Path,
+    chosen: Source | None,
+    said: Source | None,
+    settings: TrainSettings,
 ) -> "TrainConfig":
     from coyo_align.config import make_config
 
-    ids = ids_path(chosen)
-    return make_config(shards=shards, output=output, ids=ids, **settings.chosen())
+    ids, captions = ids_path(chosen), ids_path(said)
+    given = settings.chosen() | ({} if captions is None else {"captions": captions})
+    return make_config(shards=shards, output=output, ids=ids, **given)

@@ -77,6 +77,13 @@ def train_command(
         ),
     ] = None,
     subset: Subset = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            help="Pool or subset whose column text stands in place of the tars' captions; samples "
+            "without one are left out."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs a step, over all processes; default 128.", min=2)
@@ -300,7 +307,9 @@ def train_command(
         tensorboard=tensorboard or None,
     )
     if dry_run:
-        _print_plan(plan_training(shards, settings, subset=subset), _what(task), as_json)
+        _print_plan(
+            plan_training(shards, settings, subset=subset, captions=captions), _what(task), as_json
+        )
         return
     if output is None:
         raise typer.BadParameter("a run needs a directory", param_hint="'--output' / '-o'")
@@ -310,6 +319,7 @@ def train_command(
             output,
             settings,
             subset=subset,
+            captions=captions,
             overwrite=overwrite,
             restart=restart,
             on_progress=on_progress,

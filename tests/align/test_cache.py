@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import polars as pl
 import pytest
 from coyo_align.errors import AlignError
 from coyo_align.input.data import Pairs, load_pairs
@@ -179,3 +180,22 @@ def test_a_cache_that_can_not_be_written_is_said(shards: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(AlignError, match=r"file can't be written"):
         load(shards, tmp_path / "file")
+
+
+def test_a_run_on_some_of_the_samples_reads_the_cache_of_all(shards: Path, tmp_path: Path) -> None:
+    cache, some = tmp_path / "cache", tmp_path / "some.parquet"
+    every = load(shards, cache)
+    pl.DataFrame({"id": every.ids[5:30:3]}).write_parquet(some)
+    found = load_pairs(shards, SMALL, some, cache=cache, workers=1)
+    assert (found.cache_built, len(pixels_dirs(cache))) == (False, 1)
+    assert_same(found, load_pairs(shards, SMALL, some))
+    rows = np.arange(5, 30, 3)
+    np.testing.assert_array_equal(found.images.take(np.arange(9)), every.images.take(rows))
+
+
+def test_a_cache_of_some_is_none_of_all(shards: Path, tmp_path: Path) -> None:
+    cache, some = tmp_path / "cache", tmp_path / "some.parquet"
+    pl.DataFrame({"id": load_pairs(shards, SMALL).ids[3:9]}).write_parquet(some)
+    load_pairs(shards, SMALL, some, cache=cache, workers=1)
+    assert_same(load(shards, cache), load_pairs(shards, SMALL))
+    assert len(pixels_dirs(cache)) == 2

@@ -136,6 +136,8 @@ class TrainConfig:
     output: Path
     samples: int
     ids: Path | None = None
+    captions: Path | None = None
+    """A parquet file or directory of parts whose texts stand in place of the tars' captions."""
     model: str = "compact"
     """A name of ``SHAPES`` or ``VIT_SHAPES``, a local directory, or ``owner/name[@revision]`` on
     the hub: an ALIGN for pairs, a ViT for labels."""
@@ -216,6 +218,7 @@ PACE = frozenset(
     [
         "shards",
         "ids",
+        "captions",
         "device",
         "compile",
         "checkpoint_activations",
@@ -353,6 +356,7 @@ def _check_task(config: TrainConfig) -> None:
 
 
 _NOT_OF_LABELS = {
+    "captions": None,
     "loss": "infonce", "temperature": None, "masked_tokens": 0.0, "text_dropout": None,
     "drop_path": None,
 }  # fmt: skip

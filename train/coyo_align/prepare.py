@@ -18,7 +18,15 @@ from coyo_align.config import TrainConfig
 from coyo_align.distributed import World, share_of_batch
 from coyo_align.errors import AlignError
 from coyo_align.input.children import cores
-from coyo_align.input.data import OnLoad, Pairs, load_pairs, needs, nothing_left, read_ids
+from coyo_align.input.data import (
+    OnLoad,
+    Pairs,
+    load_pairs,
+    needs,
+    nothing_left,
+    read_ids,
+    read_texts,
+)
 from coyo_align.input.images import Preprocess
 from coyo_align.input.index import Index, Pack, build_index
 from coyo_align.input.pictures import Decoded
@@ -41,7 +49,7 @@ def begin(config: TrainConfig) -> None:
         before = json.loads(settings.read_text(encoding="utf-8"))
         now = config.recipe()
         if read_finished(config.output):  # its data can't be compared any more
-            now |= {name: config.as_json()[name] for name in ("shards", "ids")}
+            now |= {name: config.as_json()[name] for name in ("shards", "ids", "captions")}
         if changed := [name for name in now if before.get(name) != now[name]]:
             raise AlignError(
                 f"{config.output} holds a run with another {', '.join(changed)}. Give the settings "
@@ -73,6 +81,7 @@ def load(
         config.shards,
         preprocess,
         config.ids,
+        captions=config.captions,
         cache=config.cache,
         workers=config.workers,
         threads=config.threads,
@@ -92,7 +101,14 @@ def count_samples(
     wanted = None if config.ids is None else read_ids(config.ids)
     workers = config.workers or cores()
     index = build_index(
-        config.shards, wanted, fields, pack is None, workers, lambda _share: None, pack
+        config.shards,
+        wanted,
+        fields,
+        pack is None,
+        workers,
+        lambda _share: None,
+        pack,
+        captions=None if config.captions is None else read_texts(config.captions),
     )
     if not len(index):
         need = needs(pack is None, pack)

@@ -4,12 +4,14 @@ In the cache's directory there is for each data set and picture size a directory
 
 - ``pixels.npy``: (samples, height, width, 3) bytes, a place for every usable sample of the tars;
 - ``codes.npy``: for each whether its picture is good, or why not (``decode_worker``);
+- ``samples.npy``: where in the tars they are, so that runs on some of them find theirs;
 - ``cache.json``: what it was made of, and how long that took.
 
 Its name holds a digest of all that the pixels depend on: the tars' names, sizes and times, the ids,
 the geometry and the version of Pillow. So a cache of something else is not used, and not harmed
-either. It is written under another name and renamed when whole; a lock keeps a second run waiting
-until it can use what the first has built.
+either; one of the same tars that holds more samples than are asked for is. It is written under
+another name and renamed when whole; a lock keeps a second run waiting until it can use what the
+first has built.
 """
 
 import fcntl
@@ -32,7 +34,10 @@ from coyo_align.input.images import Geometry, Pixels
 from coyo_align.input.index import Index
 from coyo_align.input.pictures import decode_into, row_bytes
 
-_FORMAT = 1
+_FORMAT = 2
+
+Found = tuple[Pixels, NDArray[np.int64], NDArray[np.uint8]]
+"""Pixels, the place of each row in them, and its code."""
 
 
 def cached_pixels(
@@ -41,19 +46,19 @@ def cached_pixels(
     geometry: Geometry,
     workers: int,
     on_done: Callable[[int], None],
-) -> tuple[Pixels, NDArray[np.uint8], bool]:
-    """The pixels of all samples, a read-only map, their codes, and whether they were built now.
+) -> tuple[Pixels, NDArray[np.int64], NDArray[np.uint8], bool]:
+    """A read-only map of pixels, each row's place in it and code, and whether it was built now.
 
     Raises:
         AlignError: the directory can't be written to, or has no room.
     """
     name = f"pixels-{_fingerprint(index, geometry)}"
-    if (found := _open(directory / name, index, geometry)) is not None:
+    if (found := _find(directory, name, index, geometry)) is not None:
         return *found, False
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _lock(directory):
-            if (found := _open(directory / name, index, geometry)) is not None:
+            if (found := _find(directory, name, index, geometry)) is not None:
                 return *found, False
             _build(directory, name, index, geometry, workers, on_done)
     except OSError as error:
@@ -66,29 +71,60 @@ def cached_pixels(
 
 def _fingerprint(index: Index, geometry: Geometry) -> str:
     """A digest of all that the pixels and their order depend on."""
+    digest = hashlib.sha256(_origin(index, geometry).encode())
+    for numbers in (index.tar, index.offset, index.size):  # which samples of the tars
+        digest.update(numbers.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _origin(index: Index, geometry: Geometry) -> str:
+    """A digest of all that pixels depend on, whichever samples of the tars they are."""
     said = {
         "format": _FORMAT,
         "pillow": PIL.__version__,
         "tars": [(tar.path.name, tar.size, tar.mtime_ns) for tar in index.tars],
         "geometry": asdict(geometry),
     }
-    digest = hashlib.sha256(json.dumps(said).encode())
-    for numbers in (index.tar, index.offset, index.size):  # which samples of the tars
-        digest.update(numbers.tobytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
-def _open(path: Path, index: Index, geometry: Geometry) -> tuple[Pixels, NDArray[np.uint8]] | None:
-    """What is in a cache, None where there is none or a damaged one."""
+def _places(index: Index) -> NDArray[np.int64]:
+    """Where in the tars the samples are, as one ascending number each: tar, then offset."""
+    return (index.tar.astype(np.int64) << 44) + index.offset
+
+
+def _find(directory: Path, name: str, index: Index, geometry: Geometry) -> Found | None:
+    """The cache of these samples, else one of the same tars that has them among others."""
+    found = _open(directory / name, index, geometry)
+    origin = _origin(index, geometry)
+    for other in sorted(directory.glob("pixels-*")) if found is None else ():
+        try:
+            about = json.loads((other / "cache.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if about.get("origin") == origin and found is None:
+            found = _open(other, index, geometry)
+    return found
+
+
+def _open(path: Path, index: Index, geometry: Geometry) -> Found | None:
+    """What is in a cache, None where there is none, a damaged one or one that lacks a sample."""
     try:
         pixels = np.load(path / "pixels.npy", mmap_mode="r")
         codes = np.load(path / "codes.npy")
+        samples = np.load(path / "samples.npy")
     except (OSError, ValueError, EOFError):
         return None
-    shape = (len(index), geometry.height, geometry.width, 3)
+    shape = (len(samples), geometry.height, geometry.width, 3)
     if pixels.shape != shape or pixels.dtype != np.uint8 or codes.shape != shape[:1]:
         return None
-    return pixels, codes
+    wanted = _places(index)
+    if not len(samples):
+        return None
+    rows = np.minimum(np.searchsorted(samples, wanted), len(samples) - 1)
+    if not np.array_equal(samples[rows], wanted):
+        return None
+    return pixels, rows, codes[rows]
 
 
 @contextmanager
@@ -129,8 +165,10 @@ def _build(
         finally:
             os.close(target)
         np.save(partial / "codes.npy", codes)
+        np.save(partial / "samples.npy", _places(index))
         seconds = time.perf_counter() - started
         about = {
+            "origin": _origin(index, geometry),
             "tars": [tar.path.name for tar in index.tars],
             "geometry": asdict(geometry),
             "pictures": len(index),

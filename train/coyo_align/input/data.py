@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -26,7 +27,7 @@ from coyo_align.input.children import cores
 from coyo_align.input.decode_pool import shared_file
 from coyo_align.input.decode_worker import GOOD
 from coyo_align.input.images import Geometry, Preprocess
-from coyo_align.input.index import Index, Pack, build_index
+from coyo_align.input.index import Captions, Index, Pack, build_index
 from coyo_align.input.pictures import (
     Decoded,
     InTars,
@@ -91,6 +92,7 @@ def load_pairs(
     preprocess: Preprocess,
     ids: Path | None = None,
     *,
+    captions: Path | None = None,
     cache: Path | None = None,
     workers: int | None = None,
     threads: int | None = None,
@@ -108,6 +110,8 @@ def load_pairs(
         preprocess: gives the pixels their size.
         ids: a parquet file or directory of ``part-*.parquet`` with a column ``id``; only these
             samples are used. None for all.
+        captions: a parquet file or directory of parts with the columns ``id`` and ``text``; these
+            texts stand in place of the tars' captions. None for the tars' own.
         cache: directory that keeps the decoded pictures for other runs, see ``cache``.
         workers: decoding processes, None for ``threads``.
         threads: None for one per core.
@@ -137,6 +141,7 @@ def load_pairs(
         lambda share: tell(0, _INDEX_SHARE * share),
         pack,
         need_picture=need_picture,
+        captions=None if captions is None else read_texts(captions),
     )
     indexed = time.perf_counter()
     need = needs(need_caption, pack)
@@ -149,9 +154,9 @@ def load_pairs(
     built = False
     decoded_now = True
     if cache is not None:
-        pixels, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
+        pixels, places, codes, built = cached_pixels(cache, index, geometry, workers, decoded)
         decoded_now = built
-        images: Pictures = Decoded(pixels, np.flatnonzero(codes == GOOD))
+        images: Pictures = Decoded(pixels, places[codes == GOOD])
     elif need_picture and len(index) * row_bytes(geometry) <= (
         _IN_MEMORY if in_memory is None else in_memory
     ):
@@ -226,6 +231,28 @@ def read_ids(source: Path) -> NDArray[np.int64]:
     Raises:
         AlignError: nothing is there, it isn't parquet, or it has no integer column ``id``.
     """
+    table = _read_columns(source, ["id"], "choose pairs by")
+    return np.unique(table["id"].to_numpy())
+
+
+def read_texts(source: Path) -> Captions:
+    """The texts in a parquet file or a directory of ``part-*.parquet``, by id.
+
+    Raises:
+        AlignError: nothing is there, it isn't parquet, it lacks one of the columns ``id`` and
+            ``text``, or an id is there twice with different texts.
+    """
+    table = _read_columns(source, ["id", "text"], "take captions from").sort_by("id")
+    ids = table["id"].to_numpy()
+    texts = table["text"].cast(pa.large_string()).combine_chunks()
+    texts = pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, r"\s+", " "))
+    again = np.flatnonzero(ids[1:] == ids[:-1])
+    if len(again):
+        raise AlignError(f"{source} has the id {ids[again[0]]} twice: which caption is it to have?")
+    return Captions(ids, texts)
+
+
+def _read_columns(source: Path, columns: list[str], why: str) -> pa.Table:
     paths = sorted(source.glob("part-*.parquet")) if source.is_dir() else [source]
     if not paths or not paths[0].exists():
         raise AlignError(
@@ -235,11 +262,19 @@ def read_ids(source: Path) -> NDArray[np.int64]:
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                if "id" not in names or not pa.types.is_integer(file.schema_arrow.field("id").type):
-                    raise AlignError(f"{path} has no integer column id to choose pairs by.")
-                column = file.read(columns=["id"])["id"]
+                schema = file.schema_arrow
+                if "id" not in schema.names or not pa.types.is_integer(schema.field("id").type):
+                    raise AlignError(f"{path} has no integer column id to {why}.")
+                for name in columns[1:]:
+                    if name not in schema.names or not _is_text(schema.field(name).type):
+                        raise AlignError(f"{path} has no column {name} of texts to {why}.")
+                table = file.read(columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise AlignError(f"{path} can't be read as parquet: {error}") from error
-        parts.append(column.drop_null().cast(pa.int64()).to_numpy())
-    return np.unique(np.concatenate(parts))
+        table = table.filter(pc.is_valid(table["id"]))
+        parts.append(table.set_column(0, "id", table["id"].cast(pa.int64())).select(columns))
+    return pa.concat_tables(parts, promote_options="permissive")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -23,7 +23,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from coyo_align.input.children import end_child, start_child
-from coyo_align.input.shards import LACKS, LENGTH, NO_PICTURE, USABLE, index_tar, tar_paths
+from coyo_align.input.shards import (
+    LACKS,
+    LENGTH,
+    NO_CAPTION,
+    NO_PICTURE,
+    USABLE,
+    index_tar,
+    tar_paths,
+)
 
 _WORTH_A_PROCESS = 200 * 2**20
 """Bytes of tars that a child has to have to read, before its start of half a second pays."""
@@ -32,6 +40,19 @@ _WORTH_A_PROCESS = 200 * 2**20
 Pack = Callable[[dict[str, list[Any]]], tuple[pa.Table, list[str | None]]]
 """From the json fields of a tar's samples to a table, a row a sample, and for each sample the
 reason why it is left out, or None."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions that stand in place of the tars' own.
+
+    Attributes:
+        ids: of the samples, ascending and each once.
+        texts: what is said of each, white space joined, empty or null where nothing is.
+    """
+
+    ids: NDArray[np.int64]
+    texts: pa.Array
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ def build_index(
     pack: Pack | None = None,
     *,
     need_picture: bool = True,
+    captions: Captions | None = None,
 ) -> Index:
     """Read the headers of all tars.
 
@@ -97,6 +119,7 @@ def build_index(
         on_read: called with the share of the tars' bytes read, 0 to 1.
         pack: what to make of the fields of each tar, instead of keeping them.
         need_picture: leave out samples without a picture; else their ``size`` is -1.
+        captions: stand in place of the tars' own; a sample that has none there has none at all.
 
     Raises:
         AlignError: there are no shards.
@@ -118,6 +141,8 @@ def build_index(
             skipped[f"damaged tar, the rest of it is lost: {tar.path.name}"] += 1
         if wanted is not None and seen is not None:
             table = _only(table, wanted, seen)
+        if captions is not None:
+            table = _said(table, captions)
         lacks = table["lacks"]
         if not need_caption:
             lacks = pc.if_else(pc.less(table["size"], 0), NO_PICTURE, USABLE)
@@ -149,6 +174,21 @@ def build_index(
         missing_ids=0 if seen is None else int((~seen).sum()),
         packed=pa.concat_tables(packed) if pack is not None else None,
     )
+
+
+def _said(table: pa.Table, captions: Captions) -> pa.Table:
+    """The samples with other captions than their tar's."""
+    ids = _numbers(pc.fill_null(table["id"], 0))
+    place = np.minimum(np.searchsorted(captions.ids, ids), max(0, len(captions.ids) - 1))
+    found = _numbers(pc.is_valid(table["id"]))
+    found &= captions.ids[place] == ids if len(captions.ids) else False
+    texts = captions.texts.take(pa.array(place, mask=~found))
+    texts = pc.fill_null(texts, "")
+    no_picture = pc.if_else(pc.less(table["size"], 0), NO_PICTURE, USABLE)
+    lacks = pc.if_else(pc.equal(texts, ""), NO_CAPTION, no_picture).cast(pa.int8())
+    for name, column in (("caption", texts), ("lacks", lacks)):
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
 
 
 def _columns(fields: Sequence[str]) -> list[str]:
