@@ -1,4 +1,4 @@
-"""A study killed at random, stopped, out of disk, or started twice: nothing done twice, same table."""
+"""A study killed, stopped, out of disk or started twice: no cell is done twice, same table."""
 
 import os
 import signal
