@@ -263,14 +263,14 @@ def held_directory(directory: Path, output: Path | None = None) -> Iterator[None
     Raises:
         OutputError: another process holds it, or the place can't be written.
     """
-    output = output or directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY)
     except OSError as error:
-        raise OutputError(f"Can't write to {output.parent}: {error.strerror}.") from error
+        place = directory if output is None else output.parent
+        raise OutputError(f"Can't write to {place}: {error.strerror}.") from error
     try:
-        _hold(lock, output)
+        _hold(lock, output or directory)
         yield
     finally:
         os.close(lock)

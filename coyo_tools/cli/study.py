@@ -85,6 +85,8 @@ def study_command(
 
     timed = planning.time_study(asked, shards, compiled=False)
     say(_cost(planning.plan_study(asked, pictures, assumed, timed)))
+    if timed.unknown:
+        say(_timing(timed))
     result = run_study(path, output, given, redo=redo, watch=progress_bar, tell=say)
     if as_json:
         print_json(result.table.to_dicts())
