@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,10 @@ def whole(output: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-def wait_until(process: "subprocess.Popen[str]", output: Path, stages: int) -> None:
-    """Wait until so many stages are whole, or the process has ended."""
+def wait_until(process: "subprocess.Popen[str]", happened: Callable[[], bool]) -> None:
+    """Wait until something has happened, or the process has ended."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and len(whole(output)) < stages:
+    while process.poll() is None and not happened():
         assert time.monotonic() < deadline, "it doesn't get on"
         time.sleep(0.005)
 
@@ -77,20 +78,22 @@ def wait_until(process: "subprocess.Popen[str]", output: Path, stages: int) -> N
 def check_stops(study: Path, output: Path, expected: bytes, signals: list[int], seed: int) -> int:
     """Stop a study by these signals, each time further on; then let it end.
 
-    Each comes at a random moment after a random number of further stages.
+    Each comes after one or two further stages: when the next training has a checkpoint, and the
+    second, fourth and so on at a random moment.
 
     Returns:
         How many trainings were gone on with in their middle.
     """
     random = np.random.default_rng(seed)
     seen = whole(output)
-    places = range(len(seen) + 1, STAGES - 1)
-    for stop, stages in zip(
-        signals, np.sort(random.choice(places, len(signals), False)), strict=True
-    ):
+    for number, stop in enumerate(signals):
+        stages = min(len(seen) + int(random.integers(1, 3)), STAGES - 2)
         process = started(study, output)
-        wait_until(process, output, int(stages))
-        time.sleep(random.uniform(0, 0.3))
+        wait_until(process, lambda least=stages: len(whole(output)) >= least)
+        if number % 2:
+            time.sleep(random.uniform(0, 0.3))
+        else:  # in the middle of a training
+            wait_until(process, lambda: any(output.glob("cells/.run-*/checkpoints/0*")))
         os.killpg(process.pid, stop)  # as a terminal does, to its children too
         said, _ = process.communicate(timeout=60)
         now = whole(output)
@@ -124,14 +127,15 @@ def test_whatever_stops_it_no_finished_cell_is_repeated_and_the_table_is_the_sam
     assert set(whole(output)) == {
         "arrived", "everything-but-heldout", "arm-large", "random-15-0", "random-15-1",
     }  # fmt: skip
-    check_stops(study, output, expected, [signal.SIGKILL, signal.SIGINT], seed=1)
+    gone_on = check_stops(study, output, expected, [signal.SIGKILL, signal.SIGINT], seed=1)
+    assert gone_on == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
 def test_many_kills_too(study: Path, expected: bytes, tmp_path: Path, seed: int) -> None:
-    gone_on = check_stops(study, tmp_path / "out", expected, [signal.SIGKILL] * 12, seed)
-    assert gone_on > 0  # a training was stopped between its steps as well
+    gone_on = check_stops(study, tmp_path / "out", expected, [signal.SIGKILL] * 10, seed)
+    assert gone_on > 1
 
 
 def test_a_disk_without_room_for_a_subset_is_told(study: Path, tmp_path: Path) -> None:
