@@ -30,6 +30,7 @@ _BEGUN = "begun.json"
 FORMAT = 1
 # What a write says when there is no room: the disk's, a quota's, a limit on the size of a file.
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_ROOM_WORDS = tuple(f"(os error {number})" for number in sorted(NO_ROOM))
 _DATA_SUFFIXES = frozenset({".parquet", ".tar", ".safetensors", ".json", ".jsonl", ".npy"})
 _LIBRARIES = (
     "duckdb", "sqlglot", "polars", "pyarrow", "img2dataset", "imagehash", "pillow", "numpy",
@@ -230,25 +231,47 @@ def held_partial(output: Path, *, keep: bool = False) -> Iterator[Path]:
         OutputError: another process holds it, the place can't be written, or the disk is full.
     """
     partial = partial_path(output)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
-    except OSError as error:
-        raise OutputError(f"Can't write to {output.parent}: {error.strerror}.") from error
-    try:
-        _hold(lock, output)
+    with held_directory(partial, output):
         if not keep:
             empty_directory(partial)
         try:
             yield partial
-        except OSError as error:
-            if error.errno in NO_ROOM:
+        except Exception as error:
+            if found_no_room(error):
                 message = f"The disk is full; {output} was not written."
                 raise OutputError(message, "Free some space and run the command again.") from error
             raise
         finally:
             if not keep:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def found_no_room(error: BaseException) -> bool:
+    """Whether an error says that there was no room, in Python's way or in Polars'."""
+    said = str(error)
+    return getattr(error, "errno", None) in NO_ROOM or any(word in said for word in _NO_ROOM_WORDS)
+
+
+@contextlib.contextmanager
+def held_directory(directory: Path, output: Path | None = None) -> Iterator[None]:
+    """Make a directory and lock it; the lock goes with this process, however that ends.
+
+    Args:
+        directory: is filled by one process at a time.
+        output: what messages name instead.
+
+    Raises:
+        OutputError: another process holds it, or the place can't be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        place = directory if output is None else output.parent
+        raise OutputError(f"Can't write to {place}: {error.strerror}.") from error
+    try:
+        _hold(lock, output or directory)
+        yield
     finally:
         os.close(lock)
 

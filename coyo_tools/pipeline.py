@@ -19,6 +19,8 @@ from coyo_tools.report import write_report
 from coyo_tools.stage_kinds import Stage, only_known, parse_stage
 from coyo_tools.walk import StageOutcome, Walk, Watch
 
+_OF_STUDIES = {"study", "evaluations", "arms", "sweeps"}
+
 
 @dataclass(frozen=True)
 class Pipeline:
@@ -54,7 +56,12 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises:
         PipelineError: it can't be read, or a stage is unknown, misspelt or refers to nothing.
     """
-    raw = read_toml(path, {"title", "inputs", "stages"})
+    raw = read_toml(path, {"title", "inputs", "stages", *_OF_STUDIES})
+    if own := sorted(_OF_STUDIES & set(raw)):
+        raise PipelineError(
+            f"{path} is a study, not a plain pipeline: it has {', '.join(own)}.",
+            f"Run it with: coyo study {path} -o DIR",
+        )
     inputs = parse_inputs(raw, path)
     stages = parse_stages(raw, path, inputs)
     if not stages:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from coyo_tools.columns import ID
 from coyo_tools.engine import PART_BYTES, ROW_GROUP_ROWS, ZSTD_LEVEL, write_parts
 from coyo_tools.errors import OutputError, SourceError
-from coyo_tools.manifest import NO_ROOM
+from coyo_tools.manifest import found_no_room
 from coyo_tools.progress import Progress, no_progress
 from coyo_tools.source import Source
 
@@ -183,9 +183,9 @@ def _copy_span(files: list[Path], first: int, kept: Booleans, part: Path) -> Non
             statistics=True,
         )
     except (pl.exceptions.PolarsError, OSError) as error:
-        said = " ".join(str(error).split())[:300]
-        if "No space left" in said or getattr(error, "errno", None) in NO_ROOM:
+        if found_no_room(error):
             raise OutputError("The disk is full; nothing was written.") from error
+        said = " ".join(str(error).split())[:300]
         raise SourceError(f"{files[0]} can't be read: {said}") from error
 
 

@@ -26,11 +26,13 @@ from coyo_tools.source import Source, open_source
 
 if TYPE_CHECKING:
     from coyo_align.config import TrainConfig
-    from coyo_align.dryrun import DryRun
+    from coyo_align.dryrun import DryRun, Pace
     from coyo_align.finetune import TrainResult
     from coyo_align.metrics import Standing
 
 RUN_KIND = "run"
+_CAPTIONS = 5_000
+"""Enough to know how long captions are, and read in half a second."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,28 @@ def plan_training(
         from coyo_align.dryrun import dry_run
 
         return dry_run(_config(shards, Path(), chosen, said, settings))
+
+
+def time_training(settings: TrainSettings, command: str, *, shards: Path | None = None) -> "Pace":
+    """Say in some seconds how fast a model is trained on this machine.
+
+    Args:
+        settings: of the training.
+        command: that asks, for the message that the training extra is missing.
+        shards: whose first captions say how long captions are; None for COYO's average.
+
+    Raises:
+        CoyoError: the extra is missing, or the settings can't be used here.
+    """
+    with align_errors(command):
+        from coyo_align.config import make_config
+        from coyo_align.dryrun import pace_of_model
+        from coyo_align.input.index import first_captions
+
+        nowhere = Path()
+        config = make_config(shards=nowhere, output=nowhere, **settings.chosen())
+        captions = [] if shards is None else first_captions(shards, _CAPTIONS)
+        return pace_of_model(config, captions)
 
 
 def _open(shards: Path, subset: str | Path | None) -> tuple[Input, Source | None]:

@@ -25,6 +25,7 @@ from coyo_tools.errors import (
 from coyo_tools.manifest import read_manifest
 from coyo_tools.pipeline import find_pipeline, load_pipeline, run_pipeline
 from coyo_tools.progress import Progress, no_progress
+from coyo_tools.study.spec import load_study
 from coyo_tools.walk import StageOutcome
 
 ROAD = """
@@ -158,7 +159,8 @@ def test_pipelines_are_found_by_path_and_shipped_ones_by_name(tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", sorted(bundled("pipelines").glob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_pipeline_is_in_order(path: Path) -> None:
-    pipeline = load_pipeline(path)
+    is_study = "\n[study]\n" in path.read_text(encoding="utf-8")
+    pipeline = load_study(path) if is_study else load_pipeline(path)
     assert pipeline.stages
     assert all(about for about, _ in pipeline.inputs.values())
 

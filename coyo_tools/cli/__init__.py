@@ -117,4 +117,6 @@ def _fail(error: CoyoError) -> None:
     if os.environ.get("COYO_DEBUG"):
         traceback.print_exception(error)
     typer.echo(f"\n{error}" if isinstance(error, StoppedError) else f"error: {error}", err=True)
+    if "torch" in sys.modules:
+        _leave(error.exit_code)
     sys.exit(error.exit_code)

@@ -1,5 +1,6 @@
 """The command that compares filters: study."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +19,21 @@ from coyo_tools.cli.output import (
 from coyo_tools.errors import PipelineError
 
 if TYPE_CHECKING:
-    from coyo_tools.study.plan import Plan
+    from coyo_tools.study.plan import Plan, Timed
     from coyo_tools.study.run import StudyResult
 
 
+_NOT_COUNTED = "downloads, decoding pictures and evaluation"
+
+
 def study_command(
-    study: Annotated[str, typer.Argument(help="A .toml file that says what is compared.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A .toml file that says what is compared, or a shipped one by name: "
+            "clip-threshold, famous-recipes."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Directory for arms, trainings and results."),
@@ -38,6 +48,13 @@ def study_command(
     pictures: Annotated[
         int, typer.Option(help="--plan: pictures of the evaluation set.", min=2)
     ] = 500,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="--plan: results.parquet of an earlier study, whose differences say what these "
+            "will vary by; without it, that is assumed."
+        ),
+    ] = None,
     redo: Annotated[
         bool, typer.Option("--redo", help="Replace what was made with other settings or inputs.")
     ] = False,
@@ -49,20 +66,28 @@ def study_command(
     are removed from all arms. Stopped, it goes on where it was.
     """
     from coyo_tools.pipeline import find_pipeline
-    from coyo_tools.study.plan import plan_study
+    from coyo_tools.study import plan as planning
     from coyo_tools.study.spec import load_study
 
     path = find_pipeline(study)
-    planned = plan_study(load_study(path), pictures)
+    asked = load_study(path)
+    given = given_inputs(inputs)
+    assumed = planning.ASSUMED if like is None else planning.parts_of_results(like)
+    shards = planning.shards_of(asked, given, output)
     if plan:
-        _print_plan(planned, as_json=as_json)
+        timed = planning.time_study(asked, shards)
+        planned = planning.plan_study(asked, pictures, assumed, timed)
+        _print_plan(planned, as_json=as_json, known=like)
         return
     if output is None:
         raise PipelineError("No directory is given.", "Add -o DIR, or --plan.")
     from coyo_tools.study.run import run_study
 
-    say(_cost(planned))
-    result = run_study(path, output, given_inputs(inputs), redo=redo, watch=progress_bar, tell=say)
+    timed = planning.time_study(asked, shards, compiled=False)
+    say(_cost(planning.plan_study(asked, pictures, assumed, timed)))
+    if timed.unknown:
+        say(_timing(timed))
+    result = run_study(path, output, given, redo=redo, watch=progress_bar, tell=say)
     if as_json:
         print_json(result.table.to_dicts())
         return
@@ -70,37 +95,82 @@ def study_command(
 
 
 def _cost(planned: "Plan") -> str:
+    took = "hours unknown"
+    if planned.hours is not None:
+        took = f"about {_duration(planned.hours)} on this machine ({planned.timed.device})"
     return (
-        f"{planned.arms} arms: at most {planned.trainings} trainings, {planned.samples:,} samples "
-        "in all"
+        f"{planned.arms} arms: at most {planned.trainings:,} trainings, {planned.samples:,} "
+        f"samples in all, {took}; {_NOT_COUNTED} not counted"
     )
 
 
-def _print_plan(planned: "Plan", *, as_json: bool) -> None:
+def _duration(hours: float) -> str:
+    for unit, length in (("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= length:
+            return f"{hours / length:,.1f} {unit}"
+    return f"{3600 * hours:.1f} seconds"
+
+
+def _print_plan(planned: "Plan", *, as_json: bool, known: Path | None) -> None:
     if as_json:
         print_json(asdict(planned))
         return
-    parts = planned.assumed
-    rows: list[list[object]] = [
+    budgets = [
+        [
+            f"  of {cost.samples_each:,} samples each",
+            f"{cost.trainings}" + ("" if cost.hours is None else f", {_duration(cost.hours)}"),
+        ]
+        for cost in planned.budgets
+    ]
+    rows: list[Sequence[object]] = [
         ["arms, everything not counted", planned.arms],
         ["trainings, at most", planned.trainings],
+        *budgets,
         ["samples seen by all", planned.samples],
+        [_clock(planned.timed), "unknown" if planned.hours is None else _duration(planned.hours)],
         ["seeds", planned.seeds],
         ["pictures of the evaluation set", planned.pictures],
         ["detectable difference, 80 % of cases", f"{planned.detectable:.1%}"],
     ]
     print_table(["study", ""], rows)
+    say(_timing(planned.timed))
+    parts = planned.assumed
     say(
-        f"assumed: differences vary by {parts.seed:.1%} between seeds, {parts.picture:.0%} between "
-        f"pictures, {parts.rest:.0%} besides. `coyo train --dry-run` tells hours."
+        f"{'assumed' if known is None else f'as in {known}'}: differences vary by "
+        f"{parts.seed:.1%} between seeds, {parts.picture:.0%} between pictures, {parts.rest:.0%} "
+        "besides."
+    )
+
+
+def _clock(timed: "Timed") -> str:
+    if timed.device is None:
+        return "GPU-hours"
+    return "hours of this machine's cpu" if timed.device == "cpu" else f"GPU-hours, {timed.device}"
+
+
+def _timing(timed: "Timed") -> str:
+    if timed.samples_per_second is None:
+        return f"hours are unknown: {timed.unknown}"
+    return (
+        f"timed on {timed.device}: {timed.samples_per_second:,.0f} samples/s, on noise in batches "
+        f"of {timed.batch} with captions of {timed.text_length} tokens. Not counted: "
+        f"{_NOT_COUNTED}. Where fewer pictures a second are decoded than that, trainings wait."
     )
 
 
 def _print_result(result: "StudyResult") -> None:
-    rows = result.table.filter(result.table["kind"] == "verdict")
-    first = result.study.evaluations[0]
+    first, budget = result.study.evaluations[0], result.study.budgets[-1]
+    rows = result.table.to_dicts()
+    verdicts = [row for row in rows if row["kind"] == "verdict"]
+    at = {name: verdicts[0][name] for name in ("control", "budget", "evaluation", "metric")}
+    least = {
+        row["arm"]: row["value"]
+        for row in rows
+        if row["kind"] == "detectable" and at.items() <= row.items()
+    }
     print_table(
-        ["arm", "against random of its size", "95 % interval", "p (Holm)", "verdict"],
+        ["arm", "against random of its size", "95 % interval", "p (Holm)", "verdict"]
+        + ["could have found"],
         [
             [
                 row["arm"],
@@ -108,13 +178,17 @@ def _print_result(result: "StudyResult") -> None:
                 f"{row['low']:+.1%} to {row['high']:+.1%}",
                 f"{row['p_adjusted']:.3f}",
                 row["verdict"],
+                f"{least[row['arm']]:.1%}",
             ]
-            for row in rows.iter_rows(named=True)
+            for row in verdicts
         ],
     )
     say(
-        f"{first.metric} of {first.name} after {result.study.budgets[-1]:,} samples; all figures: "
-        f"{result.output / 'results.parquet'}"
+        f"{first.metric} of {first.name} after {budget:,} samples. A true difference as large as "
+        "the last column says is found in four of five such studies, a smaller one less often."
+    )
+    say(
+        f"all figures: {result.output / 'results.parquet'}; report: {result.output / 'report.html'}"
     )
 
 
@@ -123,7 +197,8 @@ def register(app: typer.Typer) -> None:
     app.command(
         "study",
         epilog=examples(
-            "coyo study mine.toml --plan",
+            "coyo study clip-threshold --plan",
+            "coyo study mine.toml --plan --like study/results.parquet --pictures 5000",
             "coyo study mine.toml -o study --input pool=coyo --input shards=shards",
         ),
     )(study_command)

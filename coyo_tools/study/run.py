@@ -15,7 +15,7 @@ import polars as pl
 
 from coyo_tools.errors import EmptyResultError
 from coyo_tools.handover import align_errors
-from coyo_tools.manifest import Manifest
+from coyo_tools.manifest import Manifest, held_directory, saying_when_stopped
 from coyo_tools.pairs import ReportStage
 from coyo_tools.pipeline import input_places
 from coyo_tools.stage_kinds import Stage
@@ -84,11 +84,23 @@ def run_study(
         tell: called with a line about every stage.
 
     Raises:
-        CoyoError: from the study file or the stage that failed, or an arm is too small.
+        CoyoError: from the study file or the stage that failed, an arm is too small, or another
+            process is at work in ``output``.
     """
     study = load_study(path)
     places = input_places(study.inputs, inputs, path)
-    doing = _Doing(study, Walk(places, redo=redo, watch=watch, tell=tell), output, tell)
+    with (
+        held_directory(output),
+        saying_when_stopped("Stopped. The same command goes on; what is finished stays."),
+    ):
+        walk = Walk(places, redo=redo, watch=watch, tell=tell)
+        command = replay_command(path, output, inputs)
+        return _run(study, _Doing(study, walk, output, tell), output, places, command)
+
+
+def _run(
+    study: Study, doing: "_Doing", output: Path, places: Mapping[str, str], command: str
+) -> StudyResult:
     for stage in study.stages:
         doing.stage(stage)
     everything = doing.base()
@@ -112,7 +124,6 @@ def run_study(
     looks = [doing.look(arm, arms[arm.name], everything) for arm in study.arms]
     found += looks[0].base_rows + [row for look in looks for row in look.rows]
     found += arrived_rows(Path(doing.place_of(study.shards)))
-    command = replay_command(path, output, inputs)
     made = doing.made(looks, places, command)
     found += made_rows(made)
     table = write_results(found, output)

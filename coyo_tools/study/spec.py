@@ -104,6 +104,11 @@ def load_study(path: Path) -> Study:
     stages = parse_stages(raw, path, inputs)
     known = {*inputs, *(stage.name for stage in stages)}
     about = raw.get("study")
+    if about is None and not {"evaluations", "arms", "sweeps"} & set(raw):
+        raise PipelineError(
+            f"{path} is a plain pipeline, not a study: it compares no arms.",
+            f"Run it with: coyo run {path} -o DIR",
+        )
     if not isinstance(about, dict):
         raise PipelineError(f"{path} has no [study].", "It says `pool`, `shards` and `budgets`.")
     where = f"[study] of {path}"

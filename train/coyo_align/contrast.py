@@ -49,6 +49,8 @@ _NORM_BATCHES = 16
 _EMBED_ROWS = 256
 _CAPTIONS = 20_000
 """Enough to know how long captions are."""
+_USUAL = " ".join(["a"] * 16)
+"""As long as COYO's captions: 15.8 tokens of BERT's on average, and the two around them."""
 
 
 @dataclass
@@ -244,21 +246,47 @@ def sketch(config: TrainConfig, device: torch.device) -> Sketch:
     """The task as far as the tars' headers and some of the captions tell."""
     index = count_samples(config, "pairs")
     captions = index.captions[:_CAPTIONS]
-    checkpoint = _load_or_build(config, captions)
-    world = World()
-    model = make_model(config, checkpoint, world, device)
-    task = _assemble(config, checkpoint, model, unseen(captions), world, device)
+    task = _on_captions(config, _load_or_build(config, captions), captions, device)
     return Sketch(task, len(index), index.skipped, index.missing_ids)
 
 
-def _load_or_build(config: TrainConfig, captions: Sequence[str]) -> Checkpoint:
-    """The checkpoint that is fine-tuned, or an untrained one with a tokenizer of the captions."""
+def sketch_of_model(
+    config: TrainConfig, device: torch.device, captions: Sequence[str] = ()
+) -> Contrast:
+    """The task without its data: with some captions, or without any as if all had one length."""
+    if captions:
+        some = list(captions[:_CAPTIONS])
+        return _on_captions(config, _load_or_build(config, some), some, device)
+    shape = SHAPES.get(config.model)
+    usual = [_USUAL] * 2  # what stands in one caption only is no part of a vocabulary
+    checkpoint = _load_or_build(config, usual, None if shape is None else shape.vocabulary)
+    return _on_captions(config, checkpoint, usual, device)
+
+
+def _on_captions(
+    config: TrainConfig, checkpoint: Checkpoint, captions: list[str], device: torch.device
+) -> Contrast:
+    world = World()
+    model = make_model(config, checkpoint, world, device)
+    return _assemble(config, checkpoint, model, unseen(captions), world, device)
+
+
+def _load_or_build(
+    config: TrainConfig, captions: Sequence[str], entries: int | None = None
+) -> Checkpoint:
+    """The checkpoint that is fine-tuned, or an untrained one with a tokenizer of the captions.
+
+    Args:
+        config: names the model.
+        captions: what the tokenizer is trained on.
+        entries: of the vocabulary the model has room for, where that is more than these have.
+    """
     shape = SHAPES.get(config.model)
     if shape is None:
         return load_checkpoint(config.model)
     side = config.image_size or shape.image_size
     tokenizer = train_tokenizer(captions, shape.vocabulary)
-    hf = build(shape, side, len(tokenizer), tokenizer.pad_token_id)
+    hf = build(shape, side, entries or len(tokenizer), tokenizer.pad_token_id)
     return Checkpoint(hf, image_processor(side), tokenizer)
 
 

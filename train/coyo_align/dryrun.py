@@ -1,17 +1,19 @@
 """What a run will take, before it is begun: counted, played on paper, and timed for a moment.
 
 No picture is decoded and nothing is written: the tars' headers tell how many pairs there are, and
-steps are timed on noise. What is missing from the hours is what decoding may hold up, building a
-cache, and the processes of ``torchrun``.
+steps are timed on noise. ``pace_of_model`` needs no pairs at all. What is missing from the hours is
+what decoding may hold up, building a cache, and the processes of ``torchrun``.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
 
 from coyo_align.config import TrainConfig, check
+from coyo_align.contrast import sketch_of_model
 from coyo_align.device import (
     device_name,
     free_memory,
@@ -20,6 +22,7 @@ from coyo_align.device import (
     seed_of,
     torch_threads,
 )
+from coyo_align.errors import AlignError
 from coyo_align.estimate import Estimate, expected_hours, seconds_per_step
 from coyo_align.finetune import saying_what_fits
 from coyo_align.optim import build_optimizer
@@ -29,6 +32,25 @@ from coyo_align.trainable import Trainable
 _STEPS = 5
 _CPU_STEP_FLOPS = 1e11
 """A step of some seconds; of larger batches a CPU is timed on a part, being as fast on it."""
+_QUICK_STEPS, _QUICK_FLOPS = 3, 1e10
+"""Where a rough figure in some seconds is better than a good one later."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a model is trained here.
+
+    Attributes:
+        samples_per_second: without waiting for data.
+        timed_batch: samples of the steps that were timed.
+        text_length: tokens of a caption in these; None without captions.
+        device: what computed.
+    """
+
+    samples_per_second: float
+    timed_batch: int
+    text_length: int | None
+    device: str
 
 
 @dataclass(frozen=True)
@@ -76,11 +98,8 @@ def dry_run(config: TrainConfig) -> DryRun:
         sketch = sketch_task(config, device)
         free = free_memory(device)
         cost = sketch.task.cost()
-        timed = config.batch_size
-        if device.type == "cpu":
-            timed = min(timed, max(2, int(_CPU_STEP_FLOPS / cost.step_flops)))
-        noise = sketch.task.on_noise(timed)
-        seconds = _timed(replace(config, batch_size=timed), noise, device)
+        timed = _batch_to_time(config, cost, device, _CPU_STEP_FLOPS)
+        seconds = _timed(replace(config, batch_size=timed), sketch.task.on_noise(timed), device)
     return DryRun(
         pairs=sketch.samples,
         skipped=sketch.skipped,
@@ -98,7 +117,42 @@ def dry_run(config: TrainConfig) -> DryRun:
     )
 
 
-def _timed(config: TrainConfig, task: Trainable, device: torch.device) -> float:
+def pace_of_model(config: TrainConfig, captions: Sequence[str] = ()) -> Pace:
+    """Say in some seconds how fast a model of these settings is trained here, without its data.
+
+    Args:
+        config: of a run whose shards nobody looks at.
+        captions: some of the pairs'; without any all have COYO's average length, and the
+            vocabulary is as large as it may become.
+
+    Raises:
+        AlignError: the settings or the checkpoint can't be used, the task is labels, or not even
+            the timed batch fits into memory.
+    """
+    check(config)
+    if config.task == "labels":
+        raise AlignError("How many classes there are is not known without pictures.")
+    device = pick_device(config.device)
+    with torch_threads(config.threads), own_randomness(device):
+        torch.manual_seed(seed_of(config.seed))
+        task = sketch_of_model(config, device, captions)
+        timed = _batch_to_time(config, task.cost(), device, _QUICK_FLOPS)
+        noise = task.on_noise(timed)
+        seconds = _timed(replace(config, batch_size=timed), noise, device, _QUICK_STEPS)
+    return Pace(timed / seconds, timed, task.text_length, device_name(device))
+
+
+def _batch_to_time(
+    config: TrainConfig, cost: Estimate, device: torch.device, cpu_flops: float
+) -> int:
+    if device.type != "cpu":
+        return config.batch_size
+    return min(config.batch_size, max(2, int(cpu_flops / cost.step_flops)))
+
+
+def _timed(
+    config: TrainConfig, task: Trainable, device: torch.device, steps: int = _STEPS
+) -> float:
     """Seconds of a step on noise for pictures, with captions as they are."""
     task.ready()
     optimizer = build_optimizer(task.model, config.learning_rate, config.weight_decay)
@@ -109,4 +163,4 @@ def _timed(config: TrainConfig, task: Trainable, device: torch.device) -> float:
             task.backward(next(batches))
             optimizer.step()
 
-        return seconds_per_step(step, device, _STEPS)
+        return seconds_per_step(step, device, steps)

@@ -191,6 +191,21 @@ def _said(table: pa.Table, captions: Captions) -> pa.Table:
     return table
 
 
+def first_captions(shards: Path, least: int) -> list[str]:
+    """The captions of as many tars as have so many usable samples together, or of all.
+
+    Raises:
+        AlignError: there are no shards.
+    """
+    found: list[str] = []
+    for path in tar_paths(shards):
+        table = index_tar(path, ())
+        found += table.filter(pc.equal(table["lacks"], USABLE))["caption"].to_pylist()
+        if len(found) >= least:
+            break
+    return found
+
+
 def _columns(fields: Sequence[str]) -> list[str]:
     return [f"field {number}" for number in range(len(fields))]
 
