@@ -1,8 +1,14 @@
 """What the tests of curation share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# The workers of pytest-xdist share the cores; torch's threads in each would wait for each other's.
+# Set before torch is loaded, and for the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
