@@ -133,16 +133,8 @@ def test_a_child_that_dies_between_pictures_costs_none() -> None:
         assert isinstance(decoder.decode(GOOD, SMALL), Picture)
 
 
-@pytest.fixture
-def listening() -> Iterator[None]:
-    """A shell without job control starts what it puts in the background deaf to Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @needs_proc
-def test_a_ctrl_c_is_the_parents_affair(hanging: Path, listening: None) -> None:
+def test_a_ctrl_c_is_the_parents_affair(hanging: Path) -> None:
     with Decoder() as decoder:
         decoder.hash(GOOD)
         child = child_of(os.getpid())
