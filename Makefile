@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+WORKERS ?= 2
 READY := .venv/.ready
 
 .PHONY: demo test slow spark check format lint types floors wheel docs bench-download bench-train bench-use clean
@@ -10,8 +11,9 @@ READY := .venv/.ready
 demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/report.html afterwards.
 	$(BIN)/coyo demo -o demo
 
-test: $(READY)  ## Run the tests.
-	$(BIN)/pytest
+# A file's tests stay in one process, since they share what its fixtures make.
+test: $(READY)  ## Run the tests; WORKERS=4 for more than two processes, of up to 2 GiB each.
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 slow: $(READY)  ## Run the tests that take minutes: training on real pictures, where they lie beside the checkout.
 	$(BIN)/pytest -m slow

@@ -23,9 +23,14 @@ SETTINGS = DownloadSettings(
 )
 
 
+def url(number: int) -> str:
+    """One that is the same in every run: which urls a pilot takes goes by their MD5."""
+    return f"http://pictures.example/{number}.png"
+
+
 @dataclass(frozen=True)
 class Road:
-    """A web of which a third is dead and a ninth has drifted, and a pool of it."""
+    """A web, asked as a proxy: a third is dead, a ninth has drifted; and a pool of it."""
 
     web: Web
     pool: Path
@@ -34,18 +39,19 @@ class Road:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
     with pytest.MonkeyPatch.context() as patch, serving() as web:
-        patch.setenv("no_proxy", "*")
+        patch.setenv("http_proxy", f"http://127.0.0.1:{web.server_port}")
+        patch.setenv("no_proxy", "")
         pictures = [encoded(picture(seed), "PNG") for seed in range(40)]
         for number in range(URLS):
             # Shuffled by a factor, so that no order of urls has the dead ones together.
             fate = number * 7 % URLS
-            web.pages[f"/{number}.png"] = (
+            web.pages[url(number)] = (
                 status(404) if fate < URLS // 3 else body(pictures[number % 40])
             )
         pool = write_pool(
             tmp_path_factory.mktemp("pilot") / "pool.parquet",
             id=list(range(URLS + 90)),
-            url=[web.url(f"/{number % URLS}.png") for number in range(URLS + 90)],
+            url=[url(number % URLS) for number in range(URLS + 90)],
             text=["a caption"] * (URLS + 90),
             image_phash=[
                 phash(picture((number + (number % 6 == 0)) % 40)) for number in range(URLS)
@@ -119,7 +125,7 @@ def test_a_pilot_of_other_settings_is_not_mixed_in(road: Road, tmp_path: Path) -
 
 
 def test_a_pilot_of_a_finished_download_is_refused(road: Road, tmp_path: Path) -> None:
-    pool = write_pool(tmp_path / "pool.parquet", id=[1], url=[road.web.url("/899.png")], text=["a"])
+    pool = write_pool(tmp_path / "pool.parquet", id=[1], url=[url(899)], text=["a"])
     download_pictures(pool, tmp_path / "out", SETTINGS)
     with pytest.raises(OutputError, match="already exists"):
         pilot_download(pool, tmp_path / "out", SETTINGS, 100)

@@ -31,7 +31,8 @@ from coyo_align.input import data
 data._IN_MEMORY = 0
 """
 
-# The gradients of one batch before they are clipped, as the loop computes them.
+# The gradients of one batch before they are clipped, as the loop computes them; once for each of
+# the settings that are given.
 GRADIENTS = """
 import json, sys
 from pathlib import Path
@@ -40,18 +41,21 @@ from coyo_align.config import TrainConfig
 from coyo_align.distributed import find_world, joined
 from coyo_align.task import prepare_task
 from safetensors.torch import save_file
-settings = json.loads(sys.argv[1])
-settings |= {name: Path(settings[name]) for name in ("shards", "output")}
-config, world, device = TrainConfig(**settings), find_world(), torch.device("cpu")
+world, device = find_world(), torch.device("cpu")
 torch.set_num_threads(1)
 with joined(world, device):
-    torch.manual_seed(0)
-    task = prepare_task(config, world, device)
-    task.ready()
-    loss = task.backward(next(task.batches(0)))
-    found = {n: p.grad.contiguous() for n, p in task.model.named_parameters() if p.grad is not None}
-    if world.leads:
-        save_file(found | {"loss": loss}, config.output)
+    for given in sys.argv[1:]:
+        settings = json.loads(given)
+        settings |= {name: Path(settings[name]) for name in ("shards", "output")}
+        config = TrainConfig(**settings)
+        torch.manual_seed(0)
+        task = prepare_task(config, world, device)
+        task.ready()
+        loss = task.backward(next(task.batches(0)))
+        named = task.model.named_parameters()
+        found = {name: p.grad.contiguous() for name, p in named if p.grad is not None}
+        if world.leads:
+            save_file(found | {"loss": loss}, config.output)
 """
 
 
@@ -62,7 +66,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_processes(code: str, count: int, given: dict[str, object]) -> None:
+def in_processes(code: str, count: int, *given: dict[str, object]) -> None:
+    """Run code in so many processes that know of each other; in this one if it is to be alone."""
+    arguments = [json.dumps(one) for one in given]
+    if count == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *arguments])
+            exec(code, {"__name__": "alone"})  # noqa: S102 - our own
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,11 +83,10 @@ def in_processes(code: str, count: int, given: dict[str, object]) -> None:
             "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        environment = os.environ | (world if count > 1 else {})
-        command = [sys.executable, "-c", code, json.dumps(given)]
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
+        command = [sys.executable, "-c", code, *arguments]
+        running.append(subprocess.Popen(command, env=os.environ | world, stderr=subprocess.PIPE))
     for child in running:
-        _, said = child.communicate(timeout=120)
+        _, said = child.communicate(timeout=300)
         assert child.returncode == 0, said.decode()
 
 
@@ -87,17 +97,28 @@ def settings(shards: Path, output: Path, **changes: object) -> dict[str, object]
     } | changes  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [{"loss": "infonce", "label_smoothing": 0.1}, {"loss": "siglip", "temperature": 0.1}],
-    ids=["infonce", "siglip"],
-)
-def test_gradients_are_those_of_the_whole_batch(
-    many: Path, tmp_path: Path, loss: dict[str, object]
-) -> None:
+LOSSES = {
+    "infonce": {"loss": "infonce", "label_smoothing": 0.1},
+    "siglip": {"loss": "siglip", "temperature": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def gradients(many: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By loss and number of processes, which are started once for both losses."""
+    folder = tmp_path_factory.mktemp("gradients")
     for count in (1, 2):
-        in_processes(GRADIENTS, count, settings(many, tmp_path / f"{count}.safetensors", **loss))
-    alone, shared = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+        given = [
+            settings(many, folder / f"{name}-{count}.safetensors", **loss)
+            for name, loss in LOSSES.items()
+        ]
+        in_processes(GRADIENTS, count, *given)
+    return folder
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_those_of_the_whole_batch(gradients: Path, loss: str) -> None:
+    alone, shared = (load_file(gradients / f"{loss}-{count}.safetensors") for count in (1, 2))
     assert alone.keys() == shared.keys()
     assert len(alone) > 100
     torch.testing.assert_close(shared.pop("loss"), alone.pop("loss"), rtol=1e-5, atol=0)

@@ -16,11 +16,12 @@ LOAD = """
 import sys
 from coyo_align.checkpoint import load_checkpoint
 from coyo_align.errors import AlignError
-try:
-    found = load_checkpoint(sys.argv[1])
-    print(sum(p.numel() for p in found.hf.parameters()), len(found.tokenizer))
-except AlignError as error:
-    print("refused:", error)
+for name in sys.argv[1:]:
+    try:
+        found = load_checkpoint(name)
+        print(sum(p.numel() for p in found.hf.parameters()), len(found.tokenizer))
+    except AlignError as error:
+        print("refused:", error)
 """
 
 
@@ -34,7 +35,8 @@ def hub(trained: Trained) -> Iterator[Hub]:
         yield server
 
 
-def load(hub: Hub, name: str, home: Path) -> str:
+def load(hub: Hub, home: Path, *names: str) -> str:
+    """What a process says that loads some checkpoints."""
     known = {
         "HF_ENDPOINT": hub.url(),
         "HF_TOKEN": "",
@@ -42,7 +44,7 @@ def load(hub: Hub, name: str, home: Path) -> str:
         "HF_HUB_DISABLE_XET": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, name],
+        [sys.executable, "-c", LOAD, *names],
         env=os.environ | known,
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -52,17 +54,18 @@ def load(hub: Hub, name: str, home: Path) -> str:
 def test_a_checkpoint_is_fetched_once_and_no_pickle(
     hub: Hub, trained: Trained, tmp_path: Path
 ) -> None:
-    found = load(hub, "someone/align", tmp_path)
+    found = load(hub, tmp_path, "someone/align")
     vocabulary = len(json.loads((trained.run / "tokenizer.json").read_text())["model"]["vocab"])
     assert found.split() == [str(trained.result.parameters), str(vocabulary)]
     assert not any("pytorch_model" in request for request in hub.asked.requests)
     blobs = hub.store.asked.bytes.total()
-    assert load(hub, f"someone/align@{hub.commit}", tmp_path) == found
+    assert load(hub, tmp_path, f"someone/align@{hub.commit}") == found
     assert hub.store.asked.bytes.total() == blobs
 
 
 def test_what_the_hub_has_not_is_said_in_one_line(hub: Hub, tmp_path: Path) -> None:
-    for name in ("someone/else", "someone/align@v9"):
-        said = load(hub, name, tmp_path)
-        assert said.startswith(f"refused: {name} could not be had from the hub: ")
+    names = ("someone/else", "someone/align@v9")
+    refused = load(hub, tmp_path, *names).split("refused: ")[1:]
+    for name, said in zip(names, refused, strict=True):
+        assert said.startswith(f"{name} could not be had from the hub: ")
         assert "Give a local directory" in said

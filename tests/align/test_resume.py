@@ -15,6 +15,7 @@ import torch
 from coyo_align.config import TrainConfig
 from coyo_align.errors import AlignError
 from coyo_align.finetune import TrainResult, finetune
+from coyo_align.metrics import Standing
 from coyo_align.state import CHECKPOINTS
 from safetensors.torch import load_file
 
@@ -47,10 +48,14 @@ def settings(shards: Path, output: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def train(shards: Path, output: Path, **changes: object) -> TrainResult:
+def config(shards: Path, output: Path, **changes: object) -> TrainConfig:
     chosen = settings(shards, output) | changes
     paths = {name: Path(str(chosen[name])) for name in ("shards", "output")}
-    return finetune(TrainConfig(**(chosen | paths)))
+    return TrainConfig(**(chosen | paths))
+
+
+def train(shards: Path, output: Path, **changes: object) -> TrainResult:
+    return finetune(config(shards, output, **changes))
 
 
 def kill_at(shards: Path, output: Path, step: int) -> None:
@@ -123,10 +128,21 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bits(
         assert_same_run(output, whole)
 
 
+class StoppedError(Exception):
+    pass
+
+
+def stop_at_7(standing: Standing) -> None:
+    if standing.samples_seen == 7 * 12:
+        raise StoppedError
+
+
 def stopped(shards: Path, output: Path) -> list[Path]:
     """A run stopped at step 7: checkpoints of steps 4 and 6."""
     if not output.exists():
-        kill_at(shards, output, 7)
+        # Killing is tested above; an exception leaves the same, without another process's start.
+        with pytest.raises(StoppedError):
+            finetune(config(shards, output), stop_at_7)
     return sorted((output / CHECKPOINTS).glob("*.safetensors"))
 
 

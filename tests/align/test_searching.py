@@ -15,10 +15,12 @@ from coyo_align.input.pictures import InTars
 from coyo_align.using.fingerprint import fingerprint_of
 from making import coyo
 from PIL import Image
+from typer.testing import CliRunner
 from vector_making import ABOUT, write_vectors
 
 from align.conftest import Trained
 from align.making import square
+from coyo_tools.cli import app
 from coyo_tools.errors import OutputError, SourceError, TrainingError
 from coyo_tools.searching import search_embeddings, write_search_page
 from coyo_tools.vectors import About, Vectors
@@ -158,8 +160,8 @@ def test_the_command_prints_draws_and_tells(embedded: Vectors, trained: Trained,
     ]
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 400
-    table = coyo(*asked, "--in", "text", "--top-k", "3")
-    assert table.returncode == 0, table.stderr
+    table = CliRunner().invoke(app, [*map(str, asked), "--in", "text", "--top-k", "3"])
+    assert table.exit_code == 0, table.stderr
     assert len(table.stdout.splitlines()) == 4
 
 
