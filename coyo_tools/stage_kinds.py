@@ -34,6 +34,7 @@ from coyo_tools.recipe import load_recipe
 from coyo_tools.score import score_pool
 from coyo_tools.score_settings import SCORERS, ScoreSettings
 from coyo_tools.selection import Selection, predicate
+from coyo_tools.shuffle import check_share, shuffle_texts
 from coyo_tools.training import TrainSettings, train_model
 from coyo_tools.within import keep_within
 
@@ -87,6 +88,10 @@ def _decontaminate(settings: dict[str, Any], output: Path, on_progress: Progress
 def _within(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
     source, other = settings.pop("source"), settings.pop("other")
     return keep_within(source, other, output, on_progress=on_progress, **settings)
+
+
+def _shuffle(settings: dict[str, Any], output: Path, _: Progress) -> object:
+    return shuffle_texts(settings.pop("source"), output, **settings)
 
 
 def _balance(settings: dict[str, Any], output: Path, on_progress: Progress) -> object:
@@ -206,6 +211,12 @@ KINDS: dict[str, Kind] = {
         {**_ENGINE},
         frozenset({"source", "other"}),
         _within,
+    ),
+    "shuffle": Kind(
+        frozenset({"source"}),
+        {"share": float, "seed": int, **_ENGINE},
+        frozenset({"source", "share"}),
+        _shuffle,
     ),
     "balance": Kind(
         frozenset({"source", "entries"}),
@@ -328,6 +339,10 @@ def _check_evaluate(settings: Mapping[str, Any], _: str) -> None:
     _evaluate_settings({k: v for k, v in settings.items() if k not in inputs}).check()
 
 
+def _check_shuffle(settings: Mapping[str, Any], _: str) -> None:
+    check_share(settings["share"])
+
+
 def _check_score(settings: Mapping[str, Any], _: str) -> None:
     chosen = {k: v for k, v in settings.items() if k not in ("source", "data", *_ENGINE)}
     _score_settings(chosen).check(with_shards="data" in settings)
@@ -389,6 +404,7 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], str], None]] = {
     "decontaminate": _check_decontaminate,
     "evaluate": _check_evaluate,
     "score": _check_score,
+    "shuffle": _check_shuffle,
     "embed": _check_embed,
     "download": _check_pictures,
     "index": _check_pictures,

@@ -28,6 +28,7 @@ from coyo_tools.manifest import IdDigest, Manifest, library_versions, read_manif
 from coyo_tools.score import score_pool
 from coyo_tools.score_settings import SHARDS_ROLE, ScoreSettings, input_fingerprint, is_source
 from coyo_tools.selection import Selection
+from coyo_tools.shuffle import shuffle_texts
 from coyo_tools.source import open_source
 from coyo_tools.vectors import VECTORS_KIND, open_vectors
 from coyo_tools.within import keep_within
@@ -283,6 +284,15 @@ def _replay_within(
     keep_within(pool, manifest.parameters["other"], output, memory=memory, threads=threads)
 
 
+def _replay_shuffle(
+    manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
+) -> None:
+    asked = manifest.parameters
+    shuffle_texts(
+        pool, output, share=asked["share"], seed=asked["seed"], memory=memory, threads=threads
+    )
+
+
 def _replay_balance(
     manifest: Manifest, pool: str, output: Path, memory: str | None, threads: int | None
 ) -> None:
@@ -322,6 +332,7 @@ _REPLAYS: dict[str, _Replay] = {
     SEMANTIC_STAGE: _replay_semantic,
     "decontaminate": _replay_decontaminate,
     "within": _replay_within,
+    "shuffle": _replay_shuffle,
     "balance": _replay_balance,
     "score": _replay_score,
 }
