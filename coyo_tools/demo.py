@@ -1,8 +1,8 @@
-"""The demo: a toy web is drawn and served, and the quickstart pipeline walks over it.
+"""The demo: a toy web is drawn and served, and a study runs on it.
 
-Nothing here is special: the stages are those of pipelines/quickstart.toml, which run on COYO as
-they run on the toy web. Only the pictures' addresses are led to a local server, through the same
-environment variable that sets any other proxy.
+Nothing here is special: pipelines/quickstart.toml runs on COYO as it runs on the toy web. Only the
+pictures' addresses are led to a local server, through the same environment variable that sets any
+other proxy.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from coyo_tools.bundled import bundled
 from coyo_tools.engine import available_cores, digest_ids
 from coyo_tools.manifest import (
     MANIFEST,
@@ -23,11 +22,13 @@ from coyo_tools.manifest import (
     settings_digest,
     write_manifest,
 )
-from coyo_tools.pipeline import run_pipeline
+from coyo_tools.study.run import StudyResult, run_study
 from coyo_tools.toyweb import ToyWebConfig, make_toy_web, serve
-from coyo_tools.walk import StageOutcome, Watch
+from coyo_tools.walk import Watch
 
 TOY_WEB = "toy-web"
+DEMO_WEB = ToyWebConfig(swapped=0.32)
+"""With boilerplate, 40 % of the captions say nothing true of their picture."""
 
 
 def run_demo(
@@ -35,11 +36,11 @@ def run_demo(
     config: ToyWebConfig,
     *,
     redo: bool = False,
-    pipeline: Path | None = None,
+    study: Path,
     watch: Watch,
     tell: Callable[[str], None],
-) -> list[StageOutcome]:
-    """Draw the toy web under ``output``, serve it, and run the quickstart pipeline on it.
+) -> StudyResult:
+    """Draw the toy web under ``output``, serve it, and run a study on it.
 
     What is finished from an earlier, interrupted demo is not done again.
 
@@ -49,12 +50,15 @@ def run_demo(
     web = output / TOY_WEB
     _draw(web, config, watch=watch, tell=tell, redo=redo)
     with serve(web) as server, _proxy(server.proxy_url):
-        return run_pipeline(
-            pipeline or bundled("pipelines") / "quickstart.toml",
+        return run_study(
+            study,
             output,
-            {"pool": str(web / "pool"), "captions": str(web / "heldout" / "captions.csv")},
+            {
+                "pool": str(web / "pool"),
+                "captions": str(web / "heldout" / "captions.csv"),
+                "truth": str(web / "truth.parquet"),
+            },
             redo=redo,
-            truth=web / "truth.parquet",
             watch=watch,
             tell=tell,
         )

@@ -83,7 +83,7 @@ def test_a_pipeline_shuffles_and_checks_the_share_before_it_runs(tmp_path: Path)
         ({"id": [1, 2]}, ColumnError, "no column text"),
         ({"id": [1, 2], "text": ["a", "b"], "shuffled": [0, 1]}, ColumnError, "already"),
         ({"id": [1, 2], "text": ["a", "a"]}, EmptyResultError, "got another's text"),
-        ({"id": [1, 1], "text": ["a", "b"]}, CoyoError, "more than one row"),
+        ({"id": [1, 1], "text": ["a", "b"]}, CoyoError, "not unique"),
     ],
 )
 def test_what_can_not_be_shuffled_is_told(

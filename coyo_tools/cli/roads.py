@@ -1,4 +1,4 @@
-"""Commands that walk whole roads: run, demo."""
+"""The command that walks a whole road: run."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,14 +21,10 @@ from coyo_tools.cli.output import (
 if TYPE_CHECKING:
     from coyo_tools.walk import StageOutcome
 
-Redo = Annotated[
-    bool, typer.Option("--redo", help="Replace stages whose settings or inputs have changed.")
-]
-
 
 def run_command(
     pipeline: Annotated[
-        str, typer.Argument(help="A .toml file, or a shipped one by name: quickstart, openstax.")
+        str, typer.Argument(help="A .toml file, or a shipped one by name: openstax.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory for the stages and report.html.")
@@ -37,7 +33,9 @@ def run_command(
         list[str] | None,
         typer.Option("--input", help="NAME=PATH for an input of the pipeline; may be repeated."),
     ] = None,
-    redo: Redo = False,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Replace stages whose settings or inputs have changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Walk a road: run the stages of a pipeline that are not finished, then write the report."""
@@ -51,27 +49,6 @@ def run_command(
         watch=progress_bar,
         tell=say,
     )
-    _print_outcomes(outcomes, output, as_json=as_json)
-
-
-def demo_command(
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Directory for the toy web and the road.")
-    ] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the toy web.", min=0)] = 0,
-    redo: Redo = False,
-    as_json: Json = False,
-) -> None:
-    """Draw a small web with the real one's faults, and walk the whole road on it in minutes.
-
-    Metadata, filter, dedupe, download, two trained ALIGNs, evaluation, report. The same as
-    `coyo run pipelines/quickstart.toml` on the toy web.
-    """
-    from coyo_tools.demo import run_demo
-    from coyo_tools.toyweb import ToyWebConfig
-
-    config = ToyWebConfig(seed=seed)
-    outcomes = run_demo(output, config, redo=redo, watch=progress_bar, tell=say)
     _print_outcomes(outcomes, output, as_json=as_json)
 
 
@@ -127,10 +104,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "run",
         epilog=examples(
-            "coyo run quickstart -o road --input pool=clean --input captions=heldout/captions.csv",
+            "coyo run openstax -o openstax --input captions=openstax_alt_text/captions.parquet",
             "coyo run mine.toml -o road --redo",
         ),
     )(run_command)
-    app.command("demo", epilog=examples("coyo demo -o demo", "coyo demo -o demo-7 --seed 7"))(
-        demo_command
-    )

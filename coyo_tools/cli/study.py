@@ -1,7 +1,7 @@
-"""The command that compares filters: study."""
+"""Commands that compare filters: study, and demo on a toy web."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,6 +88,40 @@ def study_command(
     if timed.unknown:
         say(_timing(timed))
     result = run_study(path, output, given, redo=redo, watch=progress_bar, tell=say)
+    if as_json:
+        print_json(result.table.to_dicts())
+        return
+    _print_result(result)
+
+
+def demo_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the toy web and the study.")
+    ] = Path("demo"),
+    study: Annotated[
+        str,
+        typer.Option(
+            help="quickstart (minutes), toy-truth (a quarter of an hour), or a .toml file with the "
+            "inputs pool, captions and truth."
+        ),
+    ] = "quickstart",
+    seed: Annotated[int, typer.Option(help="Seed of the toy web.", min=0)] = 0,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Replace what was made with other settings or inputs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a small web with the real one's faults, and ask on it whether filtering helps.
+
+    Metadata, filter, download, trained ALIGNs, evaluation, verdicts, report: a study as
+    `coyo study` runs it, in minutes.
+    """
+    from coyo_tools.demo import DEMO_WEB, run_demo
+    from coyo_tools.pipeline import find_pipeline
+
+    config = replace(DEMO_WEB, seed=seed)
+    path = find_pipeline(study)
+    result = run_demo(output, config, redo=redo, study=path, watch=progress_bar, tell=say)
     if as_json:
         print_json(result.table.to_dicts())
         return
@@ -202,3 +236,7 @@ def register(app: typer.Typer) -> None:
             "coyo study mine.toml -o study --input pool=coyo --input shards=shards",
         ),
     )(study_command)
+    app.command(
+        "demo",
+        epilog=examples("coyo demo -o demo", "coyo demo --study toy-truth -o toy-truth --seed 7"),
+    )(demo_command)

@@ -141,7 +141,7 @@ def write_study_report(
         sizes=_sizes(by_kind, study),
         lost=only("lost"),
         arrived=only("arrived"),
-        planted=only("planted"),
+        planted=_planted(only("planted")),
         bites=_bites(only("bite")),
         overlaps=only("overlap"),
         looks=_looks(by_kind, names, looks),
@@ -196,6 +196,14 @@ def _power(names: Sequence[str], detectable: Sequence[Row], parts: Sequence[Row]
         return tuple(row for row in rows if row["arm"] == arm)
 
     return [ArmPower(arm, of(arm, detectable), of(arm, parts)) for arm in names]
+
+
+def _planted(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """By what is known to be so, then by arm."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row["item"], {})[row["arm"]] = row
+    return found
 
 
 def _bites(rows: Sequence[Row]) -> list[list[Row]]:

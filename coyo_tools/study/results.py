@@ -8,6 +8,8 @@
 - ``verdict``: of an arm, by the first evaluation's own metric at the largest budget.
 - ``part``: what an effect varies by, as a standard deviation; ``detectable``: the smallest
   difference that this study would have found in four of five cases.
+- ``recovered``: the share of the oracle's gain that an arm has, ``control`` naming the oracle, with
+  its interval, whose ends may be missing. ``planted``: rows of an arm by what they are known to be.
 - ``size``: rows and usable pairs of an arm; ``repeats``: how often a budget sees each pair.
 - ``lost``: what an arm went without, by reason. ``bite``: what its rules removed.
 - ``overlap``: the Jaccard index of two arms' ids.
@@ -30,9 +32,16 @@ from numpy.typing import NDArray
 from coyo_tools.columns import ID
 from coyo_tools.errors import SourceError
 from coyo_tools.evaluating import OUTCOMES
-from coyo_tools.manifest import new_file
-from coyo_tools.study.spec import EVERYTHING, Study
-from coyo_tools.study.statistics import Effect, detectable, holm, paired_effect, verdict
+from coyo_tools.manifest import new_file, read_manifest
+from coyo_tools.study.spec import AUC, EVERYTHING, Study
+from coyo_tools.study.statistics import (
+    Effect,
+    detectable,
+    holm,
+    paired_effect,
+    recovered_share,
+    verdict,
+)
 
 RESULTS = "results.parquet"
 SCHEMA = {
@@ -71,7 +80,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One figure under all seeds: (seeds, queries) of 0 and 1, and the queries' pictures."""
+    """One figure under all seeds: (seeds, queries) from 0 to 1, and the queries' pictures."""
 
     hits: Floats
     pictures: NDArray[np.int64]
@@ -105,16 +114,23 @@ def score_rows(study: Study, arms: Sequence[Trained], controls: Mapping[str, Tra
                 rows += _effects(study, CONTROL, pairs, at)
                 whole = {name: (one, asked[EVERYTHING]) for name, one in own.items()}
                 rows += _effects(study, EVERYTHING, whole, at)
+                if study.oracle is not None and metric == evaluation.metric:
+                    rows += _recovered(study.oracle, pairs, at)
     return rows + _verdicts(study, rows)
 
 
 def _asked(study: Study, trained: Trained, at: Row) -> _Asked:
-    figure, _, k = at["metric"].rpartition(" R@")
+    figure, _, how = at["metric"].rpartition(" ")
     hits, pictures = [], []
     for seed in study.seeds:
-        place = trained.scores[at["budget"], seed, at["evaluation"]] / OUTCOMES
-        table = pl.read_parquet(place).filter(pl.col("figure") == figure).sort("query")
-        hits.append((table["rank"] <= int(k)).cast(pl.Float64).to_numpy())
+        place = trained.scores[at["budget"], seed, at["evaluation"]]
+        table = pl.read_parquet(place / OUTCOMES).filter(pl.col("figure") == figure).sort("query")
+        if how == AUC:
+            wrong = read_manifest(place).details[figure]["candidates"] - 1
+            hits.append(1 - (table["rank"].cast(pl.Float64).to_numpy() - 1) / max(1, wrong))
+        else:
+            k = int(how.removeprefix("R@"))
+            hits.append((table["rank"] <= k).cast(pl.Float64).to_numpy())
         pictures.append(table["picture"].cast(pl.Int64).to_numpy())
     _refuse_others(pictures, f"the seeds of {trained.arm}", at["evaluation"])
     return _Asked(np.stack(hits), pictures[0])
@@ -168,6 +184,18 @@ def _effects(
             rows.append({"kind": "part", "item": item, "value": value, **whose})
         least = detectable(parts, len(study.seeds), effect.pictures, len(found))
         rows.append({"kind": "detectable", "value": least, **whose})
+    return rows
+
+
+def _recovered(oracle: str, pairs: Mapping[str, tuple[_Asked, _Asked]], at: Row) -> list[Row]:
+    gains = {name: one.hits - control.hits for name, (one, control) in pairs.items()}
+    pictures = pairs[oracle][0].pictures
+    rows: list[Row] = []
+    for name, gain in gains.items():
+        if name != oracle:
+            share, low, high = recovered_share(gain, gains[oracle], pictures)
+            ends = {"value": share, "low": low, "high": high}
+            rows.append({"kind": "recovered", "arm": name, "control": oracle, **ends, **at})
     return rows
 
 

@@ -39,6 +39,7 @@ from coyo_tools.study.results import (
 )
 from coyo_tools.study.spec import EVERYTHING, RANDOM, Arm, Study, load_study
 from coyo_tools.study.tables import write_tables
+from coyo_tools.study.truth import planted_rows
 from coyo_tools.walk import StageOutcome, Walk, Watch
 
 CELLS = "cells"
@@ -120,6 +121,9 @@ def _run(
         manifests = [stage.manifest for stage in chosen.chosen_by]
         found += arm_rows(study, name, output / chosen.stage, manifests, lost, pairs)
     found += doing.removed
+    if study.truth is not None:
+        chosen_rows = {name: output / rows.stage for name, rows in arms.items()}
+        found += planted_rows(doing.place_of(study.truth), study.truth_columns, chosen_rows)
     found += overlap_rows({name: ids_of(output / arm.stage) for name, arm in arms.items()})
     looks = [doing.look(arm, arms[arm.name], everything) for arm in study.arms]
     found += looks[0].base_rows + [row for look in looks for row in look.rows]
@@ -248,7 +252,7 @@ class _Doing:
                 cell = f"{rows[seed].stage}-{budget}-{seed}"
                 settings = {
                     "shards": study.shards, "subset": rows[seed].stage, "samples": budget,
-                    "seed": seed, **study.train,
+                    "seed": seed, "cache": True, **study.train,
                 }  # fmt: skip
                 runs.append(self._do(f"run-{cell}", "train", settings, CELLS).manifest)
                 for evaluation in study.evaluations:

@@ -19,16 +19,24 @@ EVERYTHING = "everything"
 RANDOM = "random"
 DEFAULT_SEEDS = 3
 DEFAULT_RADIUS = 4  # of decontamination; docs/near_duplicates.md says why
+AUC = "AUC"
 METRICS = {
     "retrieval": tuple(
-        f"{way} R@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)
+        f"{way} {figure}"
+        for way in ("text_to_image", "image_to_text")
+        for figure in ("R@1", "R@5", "R@10", AUC)
     ),
     "classification": ("class R@1", "class R@5"),
     "knn": ("1-NN R@1", "20-NN R@1"),
 }
-"""Of each task: the figure of ``outcomes.parquet`` and the rank within which it counts."""
+"""Of each task: the figure of ``outcomes.parquet`` and the rank within which it counts; AUC is the
+share of wrong candidates behind the (first) right one, .5 by chance: it moves long before R@k does.
+"""
 _PRIMARY = {"retrieval": "text_to_image R@5", "classification": "class R@1", "knn": "1-NN R@1"}
-_STUDY_KEYS = {"pool", "shards", "budgets", "seeds", "train", "decontaminate"}
+_STUDY_KEYS = {
+    "pool", "shards", "budgets", "seeds", "train", "decontaminate", "oracle", "truth",
+    "truth_columns",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class Study:
         radius: of the decontamination, in bits.
         evaluations: what models are measured on.
         arms: what is compared; everything and the controls come by themselves.
+        oracle: the arm that knows the truth, of whose gain the others recover a share.
+        truth: rows with ``truth_columns`` that say what is really so, see ``truth``.
     """
 
     title: str
@@ -90,6 +100,9 @@ class Study:
     radius: int
     evaluations: tuple[Evaluation, ...]
     arms: tuple[Arm, ...] = field(default=())
+    oracle: str | None = None
+    truth: str | None = None
+    truth_columns: tuple[str, ...] = ()
 
 
 def load_study(path: Path) -> Study:
@@ -131,6 +144,16 @@ def load_study(path: Path) -> Study:
     for name in names:
         if names.count(name) > 1 or name in (EVERYTHING, RANDOM):
             raise PipelineError(f"{path}: the name of the arm {name} is taken.")
+    oracle, truth = about.get("oracle"), about.get("truth")
+    if oracle is not None and oracle not in names:
+        raise PipelineError(f"{where}: oracle is {oracle!r}, which is no arm.")
+    columns = about.get("truth_columns", [])
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        raise PipelineError(f"{where}: truth_columns is {columns!r}, not a list of names.")
+    if bool(columns) != (truth is not None):
+        raise PipelineError(f"{where} needs both `truth` and `truth_columns`, or neither.")
+    if truth is not None and (not isinstance(truth, str) or truth.split("/")[0] not in known):
+        raise PipelineError(f"{where}: truth is {truth!r}, which is no input and no stage.")
     return Study(
         title=str(raw.get("title", path.stem)),
         inputs=inputs,
@@ -143,6 +166,9 @@ def load_study(path: Path) -> Study:
         radius=_whole(about.get("decontaminate", DEFAULT_RADIUS), 0, "decontaminate", where),
         evaluations=_evaluations(raw, path, known),
         arms=tuple(arms),
+        oracle=oracle,
+        truth=truth,
+        truth_columns=tuple(columns),
     )
 
 

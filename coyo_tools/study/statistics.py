@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 LEVEL = 0.95
 POWER = 0.8
 _DRAWS = 20_000
+_FIRST_STEP, _HALVINGS, _FARTHEST_SHARE = 0.1, 24, 1000.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,43 @@ def paired_effect(arm: Floats, control: Floats, pictures: Ints | None = None) ->
         rest=float(np.sqrt(sizes)),
     )
     return Effect(mean, low, high, p, df, parts, seeds, count)
+
+
+def recovered_share(
+    arm: Floats, oracle: Floats, pictures: Ints | None = None
+) -> tuple[float | None, float | None, float | None]:
+    """How much of the oracle's effect an arm has: the ratio and its 95 % interval.
+
+    The interval has the shares for which "the arm's effect is that share of the oracle's" is not
+    refuted by ``paired_effect`` (Fieller 1954). An end is None where no share on that side is, and
+    all three are None where the oracle has no gain to recover.
+
+    Args:
+        arm: (seeds, queries) differences of the arm's outcomes from its control's.
+        oracle: the same of the oracle.
+        pictures: (queries,) as in ``paired_effect``.
+    """
+    gain = float(oracle.mean())
+    if gain <= 0:
+        return None, None, None
+    share = float(arm.mean()) / gain
+
+    def refuted(value: float) -> bool:
+        return paired_effect(arm, value * oracle, pictures).p < 1 - LEVEL
+
+    def end(step: float) -> float | None:
+        far = step
+        while not refuted(share + far):
+            far *= 2
+            if abs(far) > _FARTHEST_SHARE:
+                return None
+        near = far / 2 if far != step else 0.0
+        for _ in range(_HALVINGS):
+            middle = (near + far) / 2
+            near, far = (near, middle) if refuted(share + middle) else (middle, far)
+        return share + far
+
+    return share, end(-_FIRST_STEP), end(_FIRST_STEP)
 
 
 def _per_picture(values: Floats, pictures: Ints | None) -> tuple[Floats, Floats]:
