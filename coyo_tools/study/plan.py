@@ -124,6 +124,10 @@ def plan_study(
     )
 
 
+_OF_DATA = {"captions", "cache"}
+"""Settings of a train stage that noise needs none of."""
+
+
 def _hours(trainings: int, each: int, timed: Timed) -> float | None:
     rate = timed.samples_per_second
     return None if rate is None else trainings * each / rate / 3600
@@ -137,7 +141,8 @@ def time_study(study: Study, shards: Path | None = None, *, compiled: bool = Tru
         shards: the study's, if they are there: their captions are as long as they are.
         compiled: whether a GPU's steps are compiled as the trainings' are, which takes a minute.
     """
-    chosen = {**study.train, **({} if compiled else {"compile": False})}
+    chosen = {k: v for k, v in study.train.items() if k not in _OF_DATA}
+    chosen |= {} if compiled else {"compile": False}
     try:
         settings = TrainSettings(samples=study.budgets[-1], **chosen)
         pace = time_training(settings, "coyo study", shards=shards)
