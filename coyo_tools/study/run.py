@@ -115,7 +115,10 @@ def _run(
         trained.append(model)
         lost = {k: v for run in runs for k, v in run.lost.items()}
         figures.append((name, rows, lost, runs[0].rows_out))
-    random = {name: doing.train(name, drawn)[0] for name, drawn in controls.items()}
+    random: dict[str, Trained] = {}
+    for name, drawn in controls.items():  # arms of one size share theirs
+        same = next((one for one in random if controls[one] == drawn), None)
+        random[name] = doing.train(name, drawn)[0] if same is None else random[same]
     found: list[Row] = score_rows(study, trained, random)
     for name, chosen, lost, pairs in figures:
         manifests = [stage.manifest for stage in chosen.chosen_by]
