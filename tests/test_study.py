@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from coyo_tools.study.results import RESULTS
 from coyo_tools.study.run import StudyResult, run_study
 from coyo_tools.study.spec import EVERYTHING, load_study
 from coyo_tools.study.statistics import Parts, holm, paired_effect
+from coyo_tools.study.truth import planted_rows
 
 STUDY = """
 title = "Do large squares help?"
@@ -37,6 +39,9 @@ shards = "shards"
 budgets = [16]
 seeds = 2
 decontaminate = 0
+oracle = "large"
+truth = "pool"
+truth_columns = ["size"]
 
 [study.train]
 batch_size = 8
@@ -56,6 +61,7 @@ where = ["size >= 24"]
 name = "given"
 subset = "chosen"
 """
+ARMS = ("large", "given")
 SWEEP = """
 [[sweeps]]
 name = "by-score"
@@ -180,6 +186,73 @@ def test_what_arms_are_is_told(done: StudyResult) -> None:
     assert jaccard == pytest.approx(len(shared) / len(either))
 
 
+def test_auc_is_the_share_of_wrong_pictures_behind_the_right_one(done: StudyResult) -> None:
+    found = rows_of(done, "score", arm="given", seed=1, metric="text_to_image AUC")
+    [shown] = found.filter(pl.col("control").is_null())["value"]
+    place = done.output / "cells" / "scores-arm-given-16-1-heldout" / "outcomes.parquet"
+    outcomes = pl.read_parquet(place).filter(pl.col("figure") == "text_to_image")
+    wrong = len(samples(1000, (28,))[0]) - 1
+    behind = [(wrong + 1 - rank) / wrong for rank in outcomes["rank"]]
+    assert shown == pytest.approx(np.mean(behind))
+    assert 0.2 < shown < 0.9
+
+
+def test_what_is_known_of_the_rows_is_counted_in_every_arm(done: StudyResult) -> None:
+    sizes = {i: 20 if i < 18 else 24 for i in range(36)}
+    for arm, stage in ((EVERYTHING, "everything-but-heldout"), ("given", "arm-given")):
+        counts = Counter(f"size: {sizes[i]}" for i in ids(done, stage))
+        planted = rows_of(done, "planted", arm=arm)
+        assert dict(planted.select("item", "value").iter_rows()) == counts
+    assert rows_of(done, "planted", arm="large")["item"].to_list() == ["size: 24"]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("sise", "no column sise"), ("text", "34 values, more than 12")]
+)
+def test_a_truth_that_can_not_be_counted_is_told(
+    place: Path, done: StudyResult, column: str, message: str
+) -> None:
+    with pytest.raises(CoyoError, match=message):
+        planted_rows(str(place / "pool.parquet"), [column], {"all": done.output / "arrived"})
+
+
+def test_what_arms_recover_of_the_oracles_gain_is_told(done: StudyResult) -> None:
+    [row] = rows_of(done, "recovered").to_dicts()
+    assert (row["arm"], row["control"], row["metric"]) == ("given", "large", "text_to_image R@5")
+    at = {"budget": 16, "metric": row["metric"], "control": "control"}
+    gain = {arm: rows_of(done, "effect", arm=arm, **at)["value"].item() for arm in ARMS}
+    if gain["large"] > 0:
+        assert row["value"] == pytest.approx(gain["given"] / gain["large"])
+    else:
+        assert row["value"] is None
+
+
+def test_a_study_of_other_captions_trains_on_them_and_shows_them(
+    place: Path, tmp_path: Path
+) -> None:
+    noisy = '[[stages]]\nname = "noisy"\ndoes = "shuffle"\nsource = "pool"\nshare = 0.5\n\n[study]'
+    text = STUDY[: STUDY.rindex("[[arms]]")].replace("[study]", noisy, 1)
+    text = text.replace("[inputs.chosen]\n", "").replace("size >= 24", "NOT shuffled")
+    text = text.replace('pool = "pool"', 'pool = "noisy"', 1)
+    text = text.replace("batch_size = 8", 'batch_size = 8\ncaptions = "noisy"')
+    (tmp_path / "study.toml").write_text(text)
+    given = {name: path for name, path in inputs(place).items() if name != "chosen"}
+    done = run_study(tmp_path / "study.toml", tmp_path / "out", given)
+    said = dict(
+        pl.read_parquet(done.output / "noisy" / "part-*.parquet").select("id", "text").iter_rows()
+    )
+    manifest = json.loads(
+        (done.output / "cells" / "run-arm-large-16-0" / "manifest.json").read_text()
+    )
+    assert [one["role"] for one in manifest["inputs"]] == ["shards", "subset", "captions"]
+    page = (done.output / "report.html").read_text()
+    own = dict(pl.read_parquet(place / "pool.parquet").select("id", "text").iter_rows())
+    shuffled = [i for i in ids(done, "everything-but-heldout") if said[i] != own[i]]
+    assert shuffled
+    for i in shuffled:  # all of them are among the 24 pairs that the arm left out
+        assert said[i] in page
+
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -287,6 +360,11 @@ def test_an_arm_that_fills_no_batch_is_told_before_anything_is_trained(
         ("fractions = [0.5, 0.125]", "fractions = [50]", "no fraction"),
         ("batch_size = 8", "batch_size = 8\nseed = 3", "chooses itself"),
         ("batch_size = 8", "bach_size = 8", "Did you mean batch_size"),
+        ("batch_size = 8", 'batch_size = 8\ncaptions = "nosy"', "no input and no earlier stage"),
+        ('oracle = "large"', 'oracle = "larg"', "which is no arm"),
+        ('truth = "pool"', "", "both `truth` and `truth_columns`"),
+        ('truth_columns = ["size"]', "", "both `truth` and `truth_columns`"),
+        ('truth = "pool"', 'truth = "tooth"', "truth is 'tooth', which is no input"),
         ('data = "heldout"', 'data = "heldout"\nmetric = "R@5"', "no metric"),
         ('data = "heldout"', 'data = "heldout"\ntask = "labels"', "can't go by the task"),
     ],

@@ -11,6 +11,7 @@ from coyo_tools.study.statistics import (
     holm,
     paired_effect,
     power_of,
+    recovered_share,
     verdict,
 )
 
@@ -154,3 +155,49 @@ def test_more_seeds_detect_less_and_hopeless_studies_say_one() -> None:
     reaches = [detectable(parts, seeds, 500) for seeds in (2, 3, 5, 10)]
     assert reaches == sorted(reaches, reverse=True)
     assert detectable(Parts(2.0, 0.1, 0.1), 2, 100) == 1.0
+
+
+def gains(
+    random: np.random.Generator, share: float, gain: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What an arm and the oracle gain on one control, (seeds, pictures) each."""
+    seeds, pictures = 5, 300
+    control, arm, oracle = (
+        random.normal(0, 0.02, (seeds, 1)) + random.normal(0, 0.3, (seeds, pictures))
+        for _ in range(3)
+    )
+    fits = random.normal(0, 0.2, (1, pictures))
+    return share * (gain + fits) + arm - control, gain + fits + oracle - control
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+def test_the_interval_of_a_recovered_share_has_the_true_one(share: float) -> None:
+    random = np.random.default_rng(3)
+    studies, found = 300, 0
+    for _ in range(studies):
+        value, low, high = recovered_share(*gains(random, share, 0.25))
+        assert value is not None and low is not None and high is not None
+        assert low < value < high
+        found += low <= share <= high
+    assert 0.92 <= found / studies <= 0.99
+
+
+def test_at_the_ends_of_its_interval_a_share_is_just_refuted() -> None:
+    arm, oracle = gains(np.random.default_rng(4), 0.5, 0.25)
+    _, low, high = recovered_share(arm, oracle)
+    for end in (low, high):
+        assert end is not None
+        assert paired_effect(arm, end * oracle).p == pytest.approx(0.05, abs=1e-4)
+
+
+def test_the_oracle_recovers_itself() -> None:
+    _, oracle = gains(np.random.default_rng(5), 0.5, 0.25)
+    assert recovered_share(oracle, oracle) == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)
+
+
+def test_of_no_gain_no_share_is_told() -> None:
+    arm, oracle = gains(np.random.default_rng(6), 0.5, 0.25)
+    assert recovered_share(arm, -oracle) == (None, None, None)
+    value, *ends = recovered_share(arm, oracle - oracle.mean() + 0.001)
+    assert value == pytest.approx(arm.mean() / 0.001)
+    assert ends == [None, None]

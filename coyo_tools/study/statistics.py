@@ -123,8 +123,8 @@ def recovered_share(
     """How much of the oracle's effect an arm has: the ratio and its 95 % interval.
 
     The interval has the shares for which "the arm's effect is that share of the oracle's" is not
-    refuted by ``paired_effect`` (Fieller 1954). An end is None where no share on that side is, and
-    all three are None where the oracle has no gain to recover.
+    refuted by ``paired_effect`` (Fieller 1954). Both ends are None where the oracle's own gain
+    can't be told from none, and so are all three where it has none.
 
     Args:
         arm: (seeds, queries) differences of the arm's outcomes from its control's.
@@ -135,6 +135,8 @@ def recovered_share(
     if gain <= 0:
         return None, None, None
     share = float(arm.mean()) / gain
+    if paired_effect(oracle, np.zeros_like(oracle), pictures).p > 1 - LEVEL:
+        return share, None, None
 
     def refuted(value: float) -> bool:
         return paired_effect(arm, value * oracle, pictures).p < 1 - LEVEL
