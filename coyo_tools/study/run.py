@@ -108,6 +108,7 @@ def _run(
     arms = {EVERYTHING: everything}
     arms |= {arm.name: doing.arm(arm, everything.stage) for arm in study.arms}
     _refuse_small(study, arms)
+    planted = doing.planted(arms)  # a slip is told before hours are spent
     controls = {arm.name: doing.controls(arms[arm.name], everything) for arm in study.arms}
     trained, figures = [], []
     for name, rows in arms.items():
@@ -124,9 +125,7 @@ def _run(
         manifests = [stage.manifest for stage in chosen.chosen_by]
         found += arm_rows(study, name, output / chosen.stage, manifests, lost, pairs)
     found += doing.removed
-    if study.truth is not None:
-        chosen_rows = {name: output / rows.stage for name, rows in arms.items()}
-        found += planted_rows(doing.place_of(study.truth), study.truth_columns, chosen_rows)
+    found += planted
     found += overlap_rows({name: ids_of(output / arm.stage) for name, arm in arms.items()})
     looks = [doing.look(arm, arms[arm.name], everything) for arm in study.arms]
     found += looks[0].base_rows + [row for look in looks for row in look.rows]
@@ -212,6 +211,13 @@ class _Doing:
         manifest = self._do(name, does, settings).manifest
         source = str(self._output / settings["source"])
         return ReportStage(name, does, self._output / name, manifest, source)
+
+    def planted(self, arms: Mapping[str, _Rows]) -> list[Row]:
+        """Count what is known of the arms' rows, if anything is."""
+        if self._study.truth is None:
+            return []
+        chosen = {name: self._output / rows.stage for name, rows in arms.items()}
+        return planted_rows(self.place_of(self._study.truth), self._study.truth_columns, chosen)
 
     def look(self, arm: Arm, rows: _Rows, base: _Rows) -> Look:
         """Compare an arm with what it was chosen from, and draw pairs."""

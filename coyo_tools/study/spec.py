@@ -30,7 +30,8 @@ METRICS = {
     "knn": ("1-NN R@1", "20-NN R@1"),
 }
 """Of each task: the figure of ``outcomes.parquet`` and the rank within which it counts; AUC is the
-share of wrong candidates behind the (first) right one, .5 by chance: it moves long before R@k does.
+share of the other candidates that are behind the first right one: it moves long before R@k does,
+and is .5 by chance where a query has one right answer, more where it has several.
 """
 _PRIMARY = {"retrieval": "text_to_image R@5", "classification": "class R@1", "knn": "1-NN R@1"}
 _STUDY_KEYS = {

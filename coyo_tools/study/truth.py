@@ -19,6 +19,8 @@ _MOST_VALUES = 12
 def planted_rows(truth: str, columns: Sequence[str], arms: Mapping[str, Path]) -> list[Row]:
     """Count every value of some columns in every arm; rows of the kind ``planted``.
 
+    Rows of an arm that the truth says nothing of are counted as unknown.
+
     Args:
         truth: a pool or subset with an id and these columns.
         columns: of few values each, such as booleans.
@@ -33,13 +35,13 @@ def planted_rows(truth: str, columns: Sequence[str], arms: Mapping[str, Path]) -
             raise ColumnError(
                 f"{truth} has no column {name}.", f"There are {', '.join(source.schema.names)}."
             )
-    known = pl.scan_parquet(list(source.files)).select(ID, *columns)
+    known = pl.scan_parquet(list(source.files))
     rows: list[Row] = []
     for arm, place in arms.items():
-        ids = pl.scan_parquet(place / "part-*.parquet").select(ID)
-        kept = known.join(ids, on=ID, how="semi").collect()
+        ids = pl.scan_parquet(place / "part-*.parquet").select(pl.col(ID).cast(pl.Int64))
         for name in columns:
-            counts = kept.group_by(name).len("rows").sort(name, nulls_last=True)
+            said = known.select(pl.col(ID).cast(pl.Int64), value=pl.col(name))
+            counts = ids.join(said, on=ID, how="left").group_by("value").len("rows").collect()
             if len(counts) > _MOST_VALUES:
                 raise ColumnError(
                     f"{name} of {truth} has {len(counts)} values, more than {_MOST_VALUES}.",
@@ -48,7 +50,7 @@ def planted_rows(truth: str, columns: Sequence[str], arms: Mapping[str, Path]) -
             rows += [
                 {"kind": "planted", "arm": arm, "item": f"{name}: {_shown(value)}",
                  "value": float(count)}
-                for value, count in counts.iter_rows()
+                for value, count in counts.sort("value", nulls_last=True).iter_rows()
             ]  # fmt: skip
     return rows
 
