@@ -221,9 +221,19 @@ def _print_result(result: "StudyResult") -> None:
         f"{first.metric} of {first.name} after {budget:,} samples. A true difference as large as "
         "the last column says is found in four of five such studies, a smaller one less often."
     )
+    for row in rows:
+        if row["kind"] == "recovered" and row["budget"] == budget and row["value"] is not None:
+            say(
+                f"{row['arm']} recovers {row['value']:.0%} of the gain of {row['control']} (95 %: "
+                f"{_end(row['low'], 'below any bound')} to {_end(row['high'], 'above any bound')})"
+            )
     say(
         f"all figures: {result.output / 'results.parquet'}; report: {result.output / 'report.html'}"
     )
+
+
+def _end(share: float | None, otherwise: str) -> str:
+    return otherwise if share is None else f"{share:.0%}"
 
 
 def register(app: typer.Typer) -> None:
