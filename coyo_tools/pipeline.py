@@ -31,8 +31,14 @@ class Pipeline:
     stages: tuple[Stage, ...]
 
 
-def find_pipeline(name: str) -> Path:
-    """Return the file of a pipeline: a path, or the name of a shipped one such as ``quickstart``.
+def find_pipeline(name: str, *, study: bool = False) -> Path:
+    """Return the file of a pipeline or study: a path, or a shipped one's name such as ``openstax``.
+
+    Any shipped file is found by its name; whoever reads it says what it is instead.
+
+    Args:
+        name: of the file.
+        study: whether a study is looked for, so that studies are offered where there is no file.
 
     Raises:
         PipelineError: there is neither.
@@ -43,11 +49,17 @@ def find_pipeline(name: str) -> Path:
     shipped = {file.stem: file for file in sorted(bundled("pipelines").glob("*.toml"))}
     if name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    offered = [stem for stem, file in shipped.items() if _is_study(file) == study]
+    near = difflib.get_close_matches(path.stem, offered, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
     raise PipelineError(
-        f"There is no pipeline file {name}.", f"{hint}Shipped are {', '.join(shipped)}."
+        f"There is no {'study' if study else 'pipeline'} file {name}.",
+        f"{hint}Shipped are {', '.join(offered)}.",
     )
+
+
+def _is_study(path: Path) -> bool:
+    return not _OF_STUDIES.isdisjoint(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 def load_pipeline(path: Path) -> Pipeline:
@@ -140,7 +152,6 @@ def run_pipeline(
     inputs: Mapping[str, str],
     *,
     redo: bool = False,
-    truth: Path | None = None,
     watch: Watch | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[StageOutcome]:
@@ -151,7 +162,6 @@ def run_pipeline(
         output: directory that gets one artifact per stage.
         inputs: paths for the pipeline's inputs, over its own defaults.
         redo: replace stages whose settings or inputs have changed, instead of stopping.
-        truth: what faults were planted in the pool, if somebody knows; for the report.
         watch: makes a progress callback for a stage.
         tell: called with a line about every stage.
 
@@ -175,7 +185,7 @@ def run_pipeline(
         ReportStage(o.name, o.does, output / o.name, o.manifest, sources.get(o.name, ""))
         for o in outcomes
     ]
-    write_report(output / "report.html", pipeline.title, stages, settings, truth=truth)
+    write_report(output / "report.html", pipeline.title, stages, settings)
     return outcomes
 
 

@@ -42,22 +42,11 @@ class Arm:
     scores: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Planted:
-    """A fault of the toy web: rows it was planted in, and those of them that the slice kept."""
-
-    fault: str
-    rows: int
-    kept: int
-
-
 def write_report(
     path: Path,
     title: str,
     stages: list[ReportStage],
     settings: dict[str, dict[str, Any]],
-    *,
-    truth: Path | None = None,
 ) -> None:
     """Write the page of a pipeline whose stages are all finished.
 
@@ -66,7 +55,6 @@ def write_report(
         title: of the pipeline.
         stages: in the order they ran.
         settings: the settings of each stage by its name, as the pipeline file has them.
-        truth: a parquet file that says which faults were planted in the pool.
     """
     subsets = [stage for stage in stages if stage.manifest.kind == "subset"]
     downloads = [stage for stage in stages if stage.does == "download"]
@@ -93,8 +81,6 @@ def write_report(
         answer=_answer(arms),
         kept=kept,
         removed=removed,
-        planted=_planted(truth, subsets[-1]) if truth is not None and subsets else [],
-        links=_links(truth, downloads[-1]) if truth is not None and downloads else None,
     )
 
 
@@ -199,41 +185,4 @@ def _pairs(subsets: list[ReportStage], download: ReportStage) -> tuple[list[Pair
     return (
         [pair_of(sample.jpeg, sample.text) for sample in samples[0]],
         [pair_of(sample.jpeg, sample.text, whys.get(sample.id, "")) for sample in samples[1]],
-    )
-
-
-def _planted(truth: Path, last: ReportStage) -> list[Planted]:
-    """Count each planted fault in the pool and in what the last subset kept."""
-    known = pl.read_parquet(truth)
-    chosen = pl.read_parquet(last.directory / "part-*.parquet", columns=[ID])
-    kept = known.join(chosen, on=ID, how="semi")
-    copy = pl.col("picture").is_first_distinct().not_()
-    faults = {
-        "caption of another picture": pl.col("caption_fault") == "swapped",
-        "boilerplate caption": pl.col("caption_fault") == "boilerplate",
-        "watermark": pl.col("watermarked"),
-        "high NSFW score": pl.col("nsfw"),
-        "further copy of a picture": copy,
-        "face": pl.col("faces") > 0,
-        "none of these": (pl.col("caption_fault") == "none")
-        & ~pl.col("watermarked")
-        & ~pl.col("nsfw")
-        & ~copy
-        & (pl.col("faces") == 0),
-    }
-    return [
-        Planted(name, known.filter(sign).height, kept.filter(sign).height)
-        for name, sign in faults.items()
-    ]
-
-
-def _links(truth: Path, download: ReportStage) -> pl.DataFrame:
-    """Count what the links were made to do against what the ledger says became of them."""
-    ledger = pl.read_parquet(download.directory / LEDGER, columns=[ID, "outcome"])
-    return (
-        pl.read_parquet(truth, columns=[ID, "link_fate"])
-        .join(ledger, on=ID)
-        .group_by("link_fate", "outcome")
-        .len("rows")
-        .sort("rows", "link_fate", "outcome", descending=[True, False, False])
     )

@@ -357,9 +357,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no shards": (("train", "folder", "-o", "out", "--samples", "8"), "holds no .tar files"),
     "a subset for shards": (("train", "done", "-o", "out", "--samples", "8"), "not shards"),
     "no run": (("evaluate", "none", "--data", "folder"), "holds no .tar files"),
-    "a missing pipeline": (("run", "quikstart", "-o", "out"), "Did you mean quickstart?"),
+    "a missing pipeline": (("run", "openstx", "-o", "out"), "Did you mean openstax?"),
+    "a missing study": (("study", "quikstart", "-o", "out"), "Did you mean quickstart?"),
     "a broken pipeline": (("run", "broken.toml", "-o", "out"), "is not TOML"),
-    "a malformed input": (("run", "quickstart", "-o", "out", "--input", "x"), "is not NAME=PATH"),
+    "a malformed input": (("run", "openstax", "-o", "out", "--input", "x"), "is not NAME=PATH"),
     "an unknown recipe to show": (("recipes", "show", "sd_v1"), "Did you mean sd-v1?"),
     "an unwritable place": (
         ("filter", "pool.parquet", "id > 1", "-o", "pool.parquet/out"), "Can't write to",

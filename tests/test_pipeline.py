@@ -151,10 +151,22 @@ def test_inputs_that_are_missing_or_not_asked_for_are_named(pool: Path, tmp_path
 def test_pipelines_are_found_by_path_and_shipped_ones_by_name(tmp_path: Path) -> None:
     path = write(tmp_path, ROAD)
     assert find_pipeline(str(path)) == path
+    assert find_pipeline("openstax") == bundled("pipelines") / "openstax.toml"
     assert find_pipeline("quickstart") == bundled("pipelines") / "quickstart.toml"
-    with pytest.raises(PipelineError, match="no pipeline file quikstart") as caught:
-        find_pipeline("quikstart")
-    assert "Did you mean quickstart?" in caught.value.hint
+    with pytest.raises(PipelineError, match="no pipeline file openstx") as caught:
+        find_pipeline("openstx")
+    assert caught.value.hint == "Did you mean openstax? Shipped are openstax."
+
+
+def test_who_looks_for_a_study_is_offered_studies() -> None:
+    with pytest.raises(PipelineError, match="no study file quikstart") as caught:
+        find_pipeline("quikstart", study=True)
+    hint = caught.value.hint or ""
+    assert hint.startswith("Did you mean quickstart? Shipped are ")
+    offered = hint.rpartition(" are ")[2].rstrip(".").split(", ")
+    assert {"clip-threshold", "famous-recipes", "quickstart", "toy-truth"} <= set(offered)
+    for name in offered:
+        assert load_study(find_pipeline(name, study=True)).arms
 
 
 @pytest.mark.parametrize("path", sorted(bundled("pipelines").glob("*.toml")), ids=lambda p: p.stem)

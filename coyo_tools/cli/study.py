@@ -69,7 +69,7 @@ def study_command(
     from coyo_tools.study import plan as planning
     from coyo_tools.study.spec import load_study
 
-    path = find_pipeline(study)
+    path = find_pipeline(study, study=True)
     asked = load_study(path)
     given = given_inputs(inputs)
     assumed = planning.ASSUMED if like is None else planning.parts_of_results(like)
@@ -120,7 +120,7 @@ def demo_command(
     from coyo_tools.pipeline import find_pipeline
 
     config = replace(DEMO_WEB, seed=seed)
-    path = find_pipeline(study)
+    path = find_pipeline(study, study=True)
     result = run_demo(output, config, redo=redo, study=path, watch=progress_bar, tell=say)
     if as_json:
         print_json(result.table.to_dicts())
