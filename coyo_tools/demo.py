@@ -49,7 +49,7 @@ def run_demo(
     """
     web = output / TOY_WEB
     _draw(web, config, watch=watch, tell=tell, redo=redo)
-    with serve(web) as server, _proxy(server.proxy_url):
+    with serve(web) as server, through_proxy(server.proxy_url):
         return run_study(
             study,
             output,
@@ -95,7 +95,7 @@ def _draw(
 
 
 @contextlib.contextmanager
-def _proxy(address: str) -> Iterator[None]:
+def through_proxy(address: str) -> Iterator[None]:
     """Send this process's and its children's plain HTTP requests through a proxy."""
     wanted = {"http_proxy": address, "no_proxy": ""}
     before = {name: os.environ.get(name) for name in wanted}

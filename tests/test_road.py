@@ -8,58 +8,173 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from coyo_tools.bundled import bundled
-from coyo_tools.demo import TOY_WEB, run_demo
+from coyo_tools.demo import TOY_WEB, run_demo, through_proxy
+from coyo_tools.errors import OutputError
 from coyo_tools.manifest import read_manifest
-from coyo_tools.pipeline import load_pipeline
+from coyo_tools.pipeline import find_pipeline, load_pipeline, run_pipeline
 from coyo_tools.progress import no_progress
-from coyo_tools.toyweb import LinkFaults, ToyWebConfig
+from coyo_tools.study.run import StudyResult
+from coyo_tools.toyweb import LinkFaults, ToyWebConfig, serve
 from coyo_tools.walk import StageOutcome
 
 SMALL = ToyWebConfig(pictures=160, heldout=40, links=LinkFaults(timeouts=0, slow=0.0))
+ROAD = """
+title = "Everything or the filtered slice?"
+
+[inputs.pool]
+[inputs.captions]
+
+[[stages]]
+name = "heldout"
+does = "index"
+captions = "captions"
+image_column = "file"
+text_column = "text"
+
+[[stages]]
+name = "clean"
+does = "filter"
+source = "pool"
+recipe = "coyo-clean"
+
+[[stages]]
+name = "slice"
+does = "dedupe"
+source = "clean"
+radius = 4
+keep = "clip_similarity_vitl14 DESC"
+
+[[stages]]
+name = "shards"
+does = "download"
+source = "pool"
+samples_per_shard = 500
+timeout = 5
+backoff = 0.5
+
+[[stages]]
+name = "run-everything"
+does = "train"
+shards = "shards"
+samples = 96
+batch_size = 32
+threads = 1
+
+[[stages]]
+name = "run-slice"
+does = "train"
+shards = "shards"
+subset = "slice"
+samples = 96
+batch_size = 32
+threads = 1
+
+[[stages]]
+name = "scores-everything"
+does = "evaluate"
+run = "run-everything"
+data = "heldout/shards"
+
+[[stages]]
+name = "scores-slice"
+does = "evaluate"
+run = "run-slice"
+data = "heldout/shards"
+"""
 
 
-def walk(output: Path, pipeline: Path) -> list[StageOutcome]:
+def demo(output: Path, study: Path, config: ToyWebConfig = SMALL) -> StudyResult:
     return run_demo(
-        output,
-        SMALL,
-        pipeline=pipeline,
-        watch=lambda _: nullcontext(no_progress),
-        tell=lambda _: None,
+        output, config, study=study, watch=lambda _: nullcontext(no_progress), tell=lambda _: None
     )
 
 
+def walk(folder: Path) -> list[StageOutcome]:
+    web = folder / "study" / TOY_WEB
+    inputs = {"pool": str(web / "pool"), "captions": str(web / "heldout" / "captions.csv")}
+    with serve(web) as server, through_proxy(server.proxy_url):
+        return run_pipeline(folder / "road.toml", folder / "demo", inputs)
+
+
 @pytest.fixture(scope="module")
-def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Walk the shipped quickstart, with a budget of a few steps."""
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped quickstart on a toy web, with budgets of a few steps."""
     folder = tmp_path_factory.mktemp("road")
-    shipped = (bundled("pipelines") / "quickstart.toml").read_text(encoding="utf-8")
-    small = shipped.replace("samples = 60_000", "samples = 96\nbatch_size = 32")
-    assert small.count("samples = 96") == 2
+    shipped = find_pipeline("quickstart").read_text(encoding="utf-8")
+    small = shipped.replace("[2_000, 6_000]", "[64, 96]").replace("seeds = 3", "seeds = 2")
+    small = small.replace("batch_size = 64", "batch_size = 32\nthreads = 1")
+    assert "[64, 96]" in small and "seeds = 2" in small and "threads = 1" in small
     (folder / "small.toml").write_text(small, encoding="utf-8")
-    walk(folder / "demo", folder / "small.toml")
+    demo(folder / "study", folder / "small.toml")
     return folder
 
 
-def test_every_stage_of_the_quickstart_leaves_a_whole_artifact(road: Path) -> None:
-    stages = load_pipeline(road / "small.toml").stages
-    assert [stage.does for stage in stages] == [
-        "index", "filter", "dedupe", "download", "train", "train", "evaluate", "evaluate",
-    ]  # fmt: skip
-    for stage in stages:
+@pytest.fixture(scope="module")
+def road(study: Path) -> Path:
+    """A plain pipeline on the same toy web."""
+    (study / "road.toml").write_text(ROAD, encoding="utf-8")
+    walk(study)
+    return study
+
+
+def test_the_demo_ends_in_a_study_with_a_report(study: Path) -> None:
+    for name in ("report.html", "results.parquet", "results.csv", "table.md", "table.tex"):
+        assert (study / "study" / name).stat().st_size > 100
+    table = pl.read_parquet(study / "study" / "results.parquet")
+    verdicts = table.filter(pl.col("kind") == "verdict")
+    assert verdicts["arm"].to_list() == ["clip", "luck"]
+    assert set(verdicts["budget"]) == {96}
+
+
+def test_the_demos_report_counts_the_faults_that_arms_kept(study: Path) -> None:
+    truth = pl.read_parquet(study / "study" / TOY_WEB / "truth.parquet")
+    table = pl.read_parquet(study / "study" / "results.parquet")
+    wrong = {}
+    for arm in ("clip", "luck"):
+        chosen = pl.read_parquet(study / "study" / f"arm-{arm}" / "part-*.parquet", columns=["id"])
+        kept = truth.join(chosen, on="id", how="semi")
+        wrong[arm] = kept.filter(caption_fault="swapped").height
+        told = table.filter(
+            pl.col("kind") == "planted",
+            pl.col("arm") == arm,
+            pl.col("item") == "caption_fault: swapped",
+        )
+        assert told["value"].sum() == wrong[arm]
+    assert wrong["clip"] < wrong["luck"] / 3
+
+
+def test_a_second_demo_does_nothing_again(study: Path) -> None:
+    before = manifests(study / "study")
+    result = (study / "study" / "results.parquet").read_bytes()
+    demo(study / "study", study / "small.toml")
+    assert manifests(study / "study") == before
+    assert (study / "study" / "results.parquet").read_bytes() == result
+
+
+def test_another_seed_needs_redo(study: Path) -> None:
+    with pytest.raises(OutputError, match="already exists"):
+        demo(study / "study", study / "small.toml", dataclasses.replace(SMALL, seed=1))
+
+
+def manifests(output: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in output.rglob("manifest.json")}
+
+
+def test_every_stage_of_a_road_leaves_a_whole_artifact(road: Path) -> None:
+    for stage in load_pipeline(road / "road.toml").stages:
         manifest = read_manifest(road / "demo" / stage.name)
         assert manifest.rows_in - manifest.rows_out == sum(manifest.lost.values()), stage.name
 
 
 def test_the_ledger_has_every_id_of_the_pool_once(road: Path) -> None:
-    pool = pl.read_parquet(road / "demo" / TOY_WEB / "pool" / "*.parquet")
+    pool = pl.read_parquet(road / "study" / TOY_WEB / "pool" / "*.parquet")
     ledger = pl.read_parquet(road / "demo" / "shards" / "ledger.parquet")
     assert sorted(ledger["id"]) == sorted(pool["id"])
     assert ledger["outcome"].null_count() == 0
 
 
 def test_the_ledger_tells_what_the_links_were_made_to_do(road: Path) -> None:
-    truth = pl.read_parquet(road / "demo" / TOY_WEB / "truth.parquet")
+    truth = pl.read_parquet(road / "study" / TOY_WEB / "truth.parquet")
     ledger = pl.read_parquet(road / "demo" / "shards" / "ledger.parquet")
     both = truth.join(ledger, on="id")
     arrived = both.filter(outcome="ok")
@@ -70,7 +185,7 @@ def test_the_ledger_tells_what_the_links_were_made_to_do(road: Path) -> None:
 
 
 def test_the_slice_leaves_out_most_wrong_captions_and_keeps_most_right_ones(road: Path) -> None:
-    truth = pl.read_parquet(road / "demo" / TOY_WEB / "truth.parquet")
+    truth = pl.read_parquet(road / "study" / TOY_WEB / "truth.parquet")
     chosen = pl.read_parquet(road / "demo" / "clean" / "part-*.parquet", columns=["id"])
     kept = truth.join(chosen, on="id", how="semi")
     wrong = pl.col("caption_fault") != "none"
@@ -101,21 +216,6 @@ def test_the_report_shows_the_figures_of_the_scores(road: Path) -> None:
 
 
 def test_a_second_walk_does_nothing_again(road: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (road / "demo").glob("*/manifest.json")}
-    outcomes = walk(road / "demo", road / "small.toml")
-    assert all(outcome.skipped for outcome in outcomes)
-    after = {path: path.stat().st_mtime_ns for path in (road / "demo").glob("*/manifest.json")}
-    assert after == before
-
-
-def test_another_seed_needs_redo(road: Path) -> None:
-    from coyo_tools.errors import OutputError
-
-    with pytest.raises(OutputError, match="already exists"):
-        run_demo(
-            road / "demo",
-            dataclasses.replace(SMALL, seed=1),
-            pipeline=road / "small.toml",
-            watch=lambda _: nullcontext(no_progress),
-            tell=lambda _: None,
-        )
+    before = manifests(road / "demo")
+    assert all(outcome.skipped for outcome in walk(road))
+    assert manifests(road / "demo") == before
