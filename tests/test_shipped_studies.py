@@ -12,7 +12,7 @@ from coyo_tools.cli import app
 from coyo_tools.errors import PipelineError
 from coyo_tools.pipeline import find_pipeline, load_pipeline
 from coyo_tools.stage_kinds import Stage
-from coyo_tools.study.plan import plan_study
+from coyo_tools.study.plan import plan_study, time_study
 from coyo_tools.study.run import run_study
 from coyo_tools.study.spec import load_study
 from coyo_tools.toyweb import LinkFaults, ToyWebConfig, make_toy_web, serve
@@ -41,6 +41,13 @@ def test_a_shipped_study_is_found_and_planned_by_its_name(name: str) -> None:
     assert (plan.trainings, plan.samples) == (int(said[1]), int(said[2]) * 1_000_000)
     assert len(text.splitlines()) < 80
     assert set(study.inputs) == {"pool", "captions"}
+
+
+@pytest.mark.parametrize("name", ["quickstart", "openstax-noise"])
+def test_the_hours_of_a_small_study_are_told(name: str) -> None:
+    timed = time_study(load_study(find_pipeline(name)))
+    assert timed.unknown == ""
+    assert timed.samples_per_second is not None and timed.samples_per_second > 1
 
 
 def test_they_compare_what_they_say() -> None:
