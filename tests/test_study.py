@@ -13,13 +13,15 @@ import numpy as np
 import polars as pl
 import pytest
 from align.making import COLOURS, GROUNDS, PLACES, encoded, sample, square, write_tar
+from scipy import stats
 from typer.testing import CliRunner
 
 from coyo_tools.cli import app
-from coyo_tools.errors import CoyoError, EmptyResultError, PipelineError
+from coyo_tools.errors import ColumnError, CoyoError, EmptyResultError, PipelineError
+from coyo_tools.study.looks import LOOKS
 from coyo_tools.study.plan import plan_study
 from coyo_tools.study.report import write_study_report
-from coyo_tools.study.results import RESULTS
+from coyo_tools.study.results import RESULTS, Trained, score_rows
 from coyo_tools.study.run import StudyResult, run_study
 from coyo_tools.study.spec import EVERYTHING, load_study
 from coyo_tools.study.statistics import Parts, holm, paired_effect
@@ -197,6 +199,51 @@ def test_auc_is_the_share_of_wrong_pictures_behind_the_right_one(done: StudyResu
     assert 0.2 < shown < 0.9
 
 
+def with_ranks(done: StudyResult, place: Path, arm: str, ranks: Any) -> Trained:
+    """A model whose queries had these ranks, a function of their number."""
+    scores = {}
+    for seed in (0, 1):
+        copy = place / str(seed)
+        shutil.copytree(
+            done.output / "cells" / f"scores-everything-but-heldout-16-{seed}-heldout", copy
+        )
+        table = pl.read_parquet(copy / "outcomes.parquet")
+        table = table.with_columns(rank=pl.Series(ranks(len(table)), dtype=pl.Int32))
+        table.write_parquet(copy / "outcomes.parquet")
+        scores[16, seed, "heldout"] = copy
+    return Trained(arm, scores)
+
+
+def auc_with(done: StudyResult, place: Path, ranks: Any) -> list[float]:
+    study = replace(done.study, arms=(), oracle=None)
+    rows = score_rows(study, [with_ranks(done, place, EVERYTHING, ranks)], {})
+    return [r["value"] for r in rows if r["kind"] == "score" and r["metric"].endswith("AUC")]
+
+
+def test_auc_is_one_where_all_are_first_and_half_by_chance(
+    done: StudyResult, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(1)
+    assert auc_with(done, tmp_path / "first", np.ones) == [1.0] * 4
+    assert auc_with(done, tmp_path / "last", lambda count: np.full(count, 18)) == [0.0] * 4
+    chance = auc_with(done, tmp_path / "chance", lambda count: random.integers(1, 19, count))
+    # 144 ranks: four standard errors.
+    assert np.mean(chance) == pytest.approx(0.5, abs=4 * 0.3 / 12)
+
+
+def test_rows_that_the_truth_does_not_know_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "arm").mkdir()
+    pl.DataFrame({"id": [1, 2, 3, 4, 5]}).write_parquet(tmp_path / "arm" / "part-00000.parquet")
+    truth = tmp_path / "truth.parquet"
+    known = {"id": [5, 4, 3, 9], "rows": ["b", None, "a", "a"], "ok": [True, False, True, True]}
+    pl.DataFrame(known, schema_overrides={"id": pl.UInt64}).write_parquet(truth)
+    found = planted_rows(str(truth), ["rows", "ok"], {"x": tmp_path / "arm"})
+    assert [(row["item"], row["value"]) for row in found] == [
+        ("rows: a", 1), ("rows: b", 1), ("rows: unknown", 3),
+        ("ok: no", 1), ("ok: yes", 2), ("ok: unknown", 2),
+    ]  # fmt: skip
+
+
 def test_what_is_known_of_the_rows_is_counted_in_every_arm(done: StudyResult) -> None:
     sizes = {i: 20 if i < 18 else 24 for i in range(36)}
     for arm, stage in ((EVERYTHING, "everything-but-heldout"), ("given", "arm-given")):
@@ -207,13 +254,15 @@ def test_what_is_known_of_the_rows_is_counted_in_every_arm(done: StudyResult) ->
 
 
 @pytest.mark.parametrize(
-    ("column", "message"), [("sise", "no column sise"), ("text", "34 values, more than 12")]
+    ("column", "message"), [("sise", "no column sise"), ("text", "32 values, more than 12")]
 )
-def test_a_truth_that_can_not_be_counted_is_told(
-    place: Path, done: StudyResult, column: str, message: str
+def test_a_truth_that_can_not_be_counted_is_told_before_anything_is_trained(
+    place: Path, tmp_path: Path, column: str, message: str
 ) -> None:
-    with pytest.raises(CoyoError, match=message):
-        planted_rows(str(place / "pool.parquet"), [column], {"all": done.output / "arrived"})
+    (tmp_path / "study.toml").write_text(STUDY.replace('["size"]', f'["{column}"]'))
+    with pytest.raises(ColumnError, match=message):
+        run_study(tmp_path / "study.toml", tmp_path / "out", inputs(place))
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_what_arms_recover_of_the_oracles_gain_is_told(done: StudyResult) -> None:
@@ -225,6 +274,24 @@ def test_what_arms_recover_of_the_oracles_gain_is_told(done: StudyResult) -> Non
         assert row["value"] == pytest.approx(gain["given"] / gain["large"])
     else:
         assert row["value"] is None
+
+
+def test_half_of_the_oracles_gain_is_told_as_half(done: StudyResult, tmp_path: Path) -> None:
+    def model(name: str, share: float) -> Trained:
+        """Of whose queries a share find the right answer first, the others last."""
+        return with_ranks(
+            done, tmp_path / name, name,
+            lambda count: np.where(np.arange(count) % 18 < 18 * share, 1, 18),
+        )  # fmt: skip
+
+    arms = [model(EVERYTHING, 0.5), model("large", 1.0), model("given", 0.5)]
+    last = model("control", 0.0)
+    rows = score_rows(done.study, arms, {"large": last, "given": last})
+    [row] = [row for row in rows if row["kind"] == "recovered"]
+    assert row["value"] == pytest.approx(0.5)
+    # The oracle's gain is 1 for every query, so it is the interval of half of 18 pictures.
+    reach = stats.t.ppf(0.975, 17) * np.std([0, 1] * 9, ddof=1) / np.sqrt(18)
+    assert (row["low"], row["high"]) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-6)
 
 
 def test_a_study_of_other_captions_trains_on_them_and_shows_them(
@@ -251,6 +318,10 @@ def test_a_study_of_other_captions_trains_on_them_and_shows_them(
     assert shuffled
     for i in shuffled:  # all of them are among the 24 pairs that the arm left out
         assert said[i] in page
+    pairs = pl.read_parquet(done.output / LOOKS / "large" / "pairs.parquet")
+    assert {text == said[i] for i, text in pairs.select("id", "text").iter_rows()} == {True}
+    assert rows_of(done, "recovered").is_empty()  # the only arm is the oracle
+    assert "best possible gain" not in page
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -270,6 +341,9 @@ def test_every_figure_of_the_report_is_a_cell_of_the_results(
             assert given == pytest.approx(100 * value, abs=0.005001)
         else:
             assert given == pytest.approx(value, abs=0.0005001)
+    assert "How much of the best possible gain" in shown
+    planted = shown[shown.index("What is known of the rows") :]
+    assert planted[: planted.index("<h2")].count("data-row") == len(rows_of(done, "planted"))
     verdicts = re.findall(r'<td class="verdict (\w+)">', shown)
     assert verdicts == rows_of(done, "verdict")["verdict"].to_list()
 
@@ -364,6 +438,9 @@ def test_an_arm_that_fills_no_batch_is_told_before_anything_is_trained(
         ('oracle = "large"', 'oracle = "larg"', "which is no arm"),
         ('truth = "pool"', "", "both `truth` and `truth_columns`"),
         ('truth_columns = ["size"]', "", "both `truth` and `truth_columns`"),
+        ('truth = "pool"', "truth = 3", "truth is 3, which is no input"),
+        ('truth_columns = ["size"]', 'truth_columns = "size"', "not a list of names"),
+        ('data = "heldout"', 'data = "heldout"\nmetric = "AUC"', "text_to_image AUC"),
         ('truth = "pool"', 'truth = "tooth"', "truth is 'tooth', which is no input"),
         ('data = "heldout"', 'data = "heldout"\nmetric = "R@5"', "no metric"),
         ('data = "heldout"', 'data = "heldout"\ntask = "labels"', "can't go by the task"),

@@ -158,10 +158,9 @@ def test_more_seeds_detect_less_and_hopeless_studies_say_one() -> None:
 
 
 def gains(
-    random: np.random.Generator, share: float, gain: float
+    random: np.random.Generator, share: float, gain: float, seeds: int = 5, pictures: int = 300
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What an arm and the oracle gain on one control, (seeds, pictures) each."""
-    seeds, pictures = 5, 300
     control, arm, oracle = (
         random.normal(0, 0.02, (seeds, 1)) + random.normal(0, 0.3, (seeds, pictures))
         for _ in range(3)
@@ -190,9 +189,37 @@ def test_at_the_ends_of_its_interval_a_share_is_just_refuted() -> None:
         assert paired_effect(arm, end * oracle).p == pytest.approx(0.05, abs=1e-4)
 
 
-def test_the_oracle_recovers_itself() -> None:
+def test_where_the_oracles_gain_is_often_in_doubt_the_interval_has_the_true_share_too() -> None:
+    random = np.random.default_rng(7)
+    found = open_ends = 0
+    for _ in range(300):
+        _, low, high = recovered_share(*gains(random, 0.6, 0.12, seeds=3, pictures=100))
+        assert (low is None) == (high is None)
+        found += (low is None or low <= 0.6) and (high is None or high >= 0.6)
+        open_ends += low is None
+    assert found / 300 >= 0.93  # open ends hold any share, so it may be all of them
+    assert 0.1 < open_ends / 300 < 0.9
+
+
+def test_a_share_is_of_pictures_and_of_no_unit() -> None:
+    arm, oracle = gains(np.random.default_rng(8), 0.5, 0.25)
+    pictures = np.repeat(np.arange(150), 2)
+    _, low, high = found = recovered_share(arm, oracle, pictures)
+    assert low is not None and high is not None
+    for end in (low, high):
+        assert paired_effect(arm, end * oracle, pictures).p == pytest.approx(0.05, abs=1e-4)
+    assert recovered_share(7 * arm, 7 * oracle, pictures) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0, -1.0])
+def test_an_exact_share_of_the_oracles_gain_is_known_exactly(share: float) -> None:
     _, oracle = gains(np.random.default_rng(5), 0.5, 0.25)
-    assert recovered_share(oracle, oracle) == pytest.approx((1.0, 1.0, 1.0), abs=1e-6)
+    found = recovered_share(share * oracle, oracle)
+    assert found == pytest.approx((share,) * 3, abs=1e-6)
+    same_for_all = np.full((2, 30), 0.25)
+    assert recovered_share(share * same_for_all, same_for_all) == pytest.approx(
+        (share,) * 3, abs=1e-6
+    )
 
 
 def test_of_no_gain_no_share_is_told() -> None:
@@ -201,3 +228,12 @@ def test_of_no_gain_no_share_is_told() -> None:
     value, *ends = recovered_share(arm, oracle - oracle.mean() + 0.001)
     assert value == pytest.approx(arm.mean() / 0.001)
     assert ends == [None, None]
+
+
+def test_ends_farther_than_any_share_are_none() -> None:
+    # The oracle's gain is certain and next to nothing, the arm's is neither.
+    oracle = np.full((5, 300), 1e-6)
+    arm, _ = gains(np.random.default_rng(11), 0, 0.1)
+    share, low, high = recovered_share(arm, oracle)
+    assert share is not None
+    assert (low, high) == (None, None)
