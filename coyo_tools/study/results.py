@@ -6,8 +6,8 @@
 - ``effect``: the difference from the control of the same size, or from everything, over seeds and
   pictures, with its interval, p, p corrected over the arms (Holm), and what that says.
 - ``verdict``: of an arm, by the first evaluation's own metric at the largest budget.
-- ``part``: what an effect varies by, as a standard deviation; ``detectable``: the smallest
-  difference that this study would have found in four of five cases.
+- ``part``: what an effect varies by, as a standard deviation; ``detectable``, by an evaluation's
+  own metric: the smallest difference that this study would have found in four of five cases.
 - ``recovered``: the share of the oracle's gain that an arm has, ``control`` naming the oracle, with
   its interval, whose ends may be missing. ``planted``: rows of an arm by what they are known to be.
 - ``size``: rows and usable pairs of an arm; ``repeats``: how often a budget sees each pair.
@@ -162,6 +162,7 @@ def _effects(
         _refuse_others([one.pictures, other.pictures], f"{name} and {control}", at["evaluation"])
         found[name] = paired_effect(one.hits, other.hits, one.pictures)
     rows: list[Row] = []
+    deciding = {one.metric for one in study.evaluations if one.name == at["evaluation"]}
     adjusted = holm([effect.p for effect in found.values()])
     for (name, effect), p_adjusted in zip(found.items(), adjusted, strict=True):
         whose = {"arm": name, "control": control, **at}
@@ -182,8 +183,9 @@ def _effects(
             ("seed", parts.seed), ("picture", parts.picture), ("rest", parts.rest),
         ):  # fmt: skip
             rows.append({"kind": "part", "item": item, "value": value, **whose})
-        least = detectable(parts, len(study.seeds), effect.pictures, len(found))
-        rows.append({"kind": "detectable", "value": least, **whose})
+        if at["metric"] in deciding:  # 20,000 played studies each: not for every figure
+            least = detectable(parts, len(study.seeds), effect.pictures, len(found))
+            rows.append({"kind": "detectable", "value": least, **whose})
     return rows
 
 
