@@ -128,7 +128,7 @@ def test_whatever_stops_it_no_finished_cell_is_repeated_and_the_table_is_the_sam
         "arrived", "everything-but-heldout", "arm-large", "random-15-0", "random-15-1",
     }  # fmt: skip
     gone_on = check_stops(study, output, expected, [signal.SIGKILL, signal.SIGINT], seed=1)
-    assert gone_on == 1
+    assert gone_on >= 1
 
 
 @pytest.mark.slow

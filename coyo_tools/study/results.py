@@ -22,6 +22,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -278,8 +279,10 @@ def overlap_rows(ids: Mapping[str, NDArray[np.int64]]) -> list[Row]:
 def write_results(rows: Sequence[Row], output: Path) -> pl.DataFrame:
     """Write ``results.parquet`` and ``results.csv``; the same rows give the same bytes."""
     table = pl.DataFrame(rows, schema=SCHEMA)
+    content = BytesIO()  # Python tells a full disk better than Polars does, in a footer above all
+    table.write_parquet(content, compression="zstd", statistics=True)
     with new_file(output / RESULTS, overwrite=True) as path:
-        table.write_parquet(path, compression="zstd", statistics=True)
+        path.write_bytes(content.getvalue())
     with new_file(output / "results.csv", overwrite=True) as path:
-        table.write_csv(path)
+        path.write_text(table.write_csv(), encoding="utf-8")
     return table
