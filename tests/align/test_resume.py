@@ -230,7 +230,7 @@ def test_a_full_disk_names_the_step_that_is_safe(shards: Path, tmp_path: Path) -
 def test_settings_that_decide_are_all_compared() -> None:
     config = TrainConfig(Path("s"), Path("o"), samples=1)
     pace = {
-        "shards", "output", "ids", "captions", "device", "compile", "checkpoint_activations", "cache",
-        "workers", "threads", "log_every", "checkpoint_every", "tensorboard",
+        "shards", "output", "ids", "captions", "device", "compile", "checkpoint_activations",
+        "cache", "workers", "threads", "log_every", "checkpoint_every", "tensorboard",
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(config)} - config.recipe().keys() == pace
