@@ -31,7 +31,7 @@ def study_command(
         str,
         typer.Argument(
             help="A .toml file that says what is compared, or a shipped one by name: "
-            "clip-threshold, famous-recipes."
+            "clip-threshold, famous-recipes, openstax-noise, quickstart."
         ),
     ],
     output: Annotated[
