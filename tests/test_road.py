@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -49,8 +50,9 @@ name = "shards"
 does = "download"
 source = "pool"
 samples_per_shard = 500
-timeout = 5
+timeout = 3
 backoff = 0.5
+attempts = 2
 
 [[stages]]
 name = "run-everything"
@@ -126,21 +128,30 @@ def test_the_demo_ends_in_a_study_with_a_report(study: Path) -> None:
     assert set(verdicts["budget"]) == {96}
 
 
-def test_the_demos_report_counts_the_faults_that_arms_kept(study: Path) -> None:
+def test_what_was_planted_is_counted_in_every_arm(study: Path) -> None:
     truth = pl.read_parquet(study / "study" / TOY_WEB / "truth.parquet")
+    table = pl.read_parquet(study / "study" / "results.parquet").filter(kind="planted")
+    told = {(row["arm"], row["item"]): row["value"] for row in table.iter_rows(named=True)}
+    counted: dict[tuple[str, str], int] = {}
+    for arm, place in (
+        ("everything", "everything-but-retrieval"), ("clip", "arm-clip"), ("luck", "arm-luck"),
+    ):  # fmt: skip
+        chosen = set(pl.read_parquet(study / "study" / place / "part-*.parquet")["id"])
+        for row in truth.filter(pl.col("id").is_in(chosen)).iter_rows(named=True):
+            for column in ("caption_fault", "watermarked", "nsfw"):
+                value = {True: "yes", False: "no"}.get(row[column], row[column])
+                key = arm, f"{column}: {value}"
+                counted[key] = counted.get(key, 0) + 1
+    assert told == counted
+    assert told["clip", "caption_fault: swapped"] < told["luck", "caption_fault: swapped"] / 3
+
+
+def test_all_arms_are_half_of_what_can_be_trained_on(study: Path) -> None:
     table = pl.read_parquet(study / "study" / "results.parquet")
-    wrong = {}
-    for arm in ("clip", "luck"):
-        chosen = pl.read_parquet(study / "study" / f"arm-{arm}" / "part-*.parquet", columns=["id"])
-        kept = truth.join(chosen, on="id", how="semi")
-        wrong[arm] = kept.filter(caption_fault="swapped").height
-        told = table.filter(
-            pl.col("kind") == "planted",
-            pl.col("arm") == arm,
-            pl.col("item") == "caption_fault: swapped",
-        )
-        assert told["value"].sum() == wrong[arm]
-    assert wrong["clip"] < wrong["luck"] / 3
+    sizes = dict(table.filter(kind="size", item="rows").select("arm", "value").iter_rows())
+    half = sizes.pop("everything") / 2
+    assert sizes.keys() == {"clip", "luck"}
+    assert all(rows == pytest.approx(half, abs=1) for rows in sizes.values())
 
 
 def test_a_second_demo_does_nothing_again(study: Path) -> None:
@@ -213,6 +224,15 @@ def test_the_report_shows_the_figures_of_the_scores(road: Path) -> None:
             for recall in scores[way]["recall"].values():
                 assert f"{recall:.1%}" in page
     assert "<script" not in page
+
+
+def test_the_report_shows_pairs_and_why_they_were_removed(road: Path) -> None:
+    page = (road / "demo" / "report.html").read_text(encoding="utf-8")
+    kept, removed = page.partition("Kept, at random")[2].split("Removed, at random")
+    assert kept.count("data:image/jpeg") == removed.count("data:image/jpeg") == 12
+    whys = re.findall(r"<small>([^<]*)</small>", removed)
+    assert len(whys) == 12
+    assert all(why.startswith(("not ", "duplicate of ")) for why in whys)
 
 
 def test_a_second_walk_does_nothing_again(road: Path) -> None:
