@@ -103,7 +103,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped quickstart on a toy web, with budgets of a few steps."""
     folder = tmp_path_factory.mktemp("road")
     shipped = find_pipeline("quickstart").read_text(encoding="utf-8")
-    small = shipped.replace("[1_500, 4_000]", "[96]").replace("seeds = 3", "seeds = 2")
+    small = shipped.replace("[1_000, 4_000]", "[96]").replace("seeds = 3", "seeds = 2")
     small = small.replace("batch_size = 64", "batch_size = 32\nthreads = 1")
     assert "[96]" in small and "seeds = 2" in small and "threads = 1" in small
     (folder / "small.toml").write_text(small, encoding="utf-8")
