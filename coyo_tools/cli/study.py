@@ -101,7 +101,7 @@ def demo_command(
     study: Annotated[
         str,
         typer.Option(
-            help="quickstart (minutes), toy-truth (a quarter of an hour), or a .toml file with the "
+            help="quickstart (minutes), toy-truth (twenty minutes), or a .toml file with the "
             "inputs pool, captions and truth."
         ),
     ] = "quickstart",
