@@ -8,7 +8,7 @@ READY := .venv/.ready
 
 .PHONY: demo test slow spark check format lint types floors wheel docs bench-download bench-train bench-use clean
 
-demo: $(READY)  ## Draw a toy web and walk the whole road on it; open demo/report.html afterwards.
+demo: $(READY)  ## Draw a toy web and run the quickstart study on it; open demo/report.html afterwards.
 	$(BIN)/coyo demo -o demo
 
 # A file's tests stay in one process, since they share what its fixtures make.

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,9 @@ from coyo_tools.columns import BY_NAME
 
 # Who started whom is read from /proc.
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="no /proc here")
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the page in")
 
 COYO = str(Path(sys.executable).with_name("coyo"))
 
@@ -105,3 +109,14 @@ def _parents() -> Iterable[tuple[int, int]]:
         except OSError:
             continue  # ended meanwhile
         yield int(stat.parent.name), int(fields[1])
+
+
+def browse(page: Path, scratch: Path) -> str:
+    """What the page is when a browser has made of it what it can."""
+    assert BROWSER is not None
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", f"--user-data-dir={scratch / 'browser'}", "--dump-dom",
+        page.resolve().as_uri(),
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from align.making import COLOURS, GROUNDS, PLACES, encoded, sample, square, write_tar
+from making import browse, needs_browser
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -324,10 +324,7 @@ def test_a_study_of_other_captions_trains_on_them_and_shows_them(
     assert "best possible gain" not in page
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the report in")
+@needs_browser
 def test_every_figure_of_the_report_is_a_cell_of_the_results(
     done: StudyResult, tmp_path: Path
 ) -> None:
@@ -348,7 +345,7 @@ def test_every_figure_of_the_report_is_a_cell_of_the_results(
     assert verdicts == rows_of(done, "verdict")["verdict"].to_list()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here to open the report in")
+@needs_browser
 def test_names_that_want_to_be_code_stay_text(done: StudyResult, tmp_path: Path) -> None:
     bad = "<script>document.title = 'run'</script>\"><img src=x onerror=\"document.title='run'\">"
     table = done.table.with_columns(
@@ -360,17 +357,6 @@ def test_names_that_want_to_be_code_stay_text(done: StudyResult, tmp_path: Path)
     assert "<title>run</title>" not in shown
     assert "<script" not in shown and "<img" not in shown
     assert "&lt;script&gt;" in shown
-
-
-def browse(page: Path, scratch: Path) -> str:
-    """What the page is when a browser has made of it what it can."""
-    assert BROWSER is not None
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", f"--user-data-dir={scratch / 'browser'}", "--dump-dom",
-        page.resolve().as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def test_a_second_run_repeats_nothing_and_gives_the_same_bytes(

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from hashlib import sha256
 from html import unescape
@@ -15,7 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 from align.making import COLOURS, GROUNDS, PLACES, encoded, sample, square, write_tar
+from making import BROWSER, browse
 from PIL import Image
+from test_study import inputs
 from typer.testing import CliRunner
 
 from coyo_tools.bins import BINS
@@ -117,13 +118,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def inputs(place: Path) -> dict[str, str]:
-    return {
-        "pool": str(place / "pool.parquet"), "shards": str(place / "shards"),
-        "heldout": str(place / "heldout"), "chosen": str(place / "chosen.parquet"),
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def done(place: Path) -> StudyResult:
     return run_study(place / "study.toml", place / "out", inputs(place))
@@ -135,19 +129,6 @@ def shown(done: StudyResult, tmp_path_factory: pytest.TempPathFactory) -> str:
     if BROWSER is None:
         pytest.skip("no chromium here to open the report in")
     return browse(done.output / "report.html", tmp_path_factory.mktemp("browser"))
-
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def browse(page: Path, scratch: Path) -> str:
-    assert BROWSER is not None
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", f"--user-data-dir={scratch}", "--dump-dom",
-        page.resolve().as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def ids(done: StudyResult, stage: str) -> list[int]:

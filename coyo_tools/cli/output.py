@@ -32,6 +32,10 @@ Output = Annotated[
     Path, typer.Option("--output", "-o", help="Directory to make.", show_default=False)
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result there.")]
+Redo = Annotated[
+    bool,
+    typer.Option("--redo", help="Replace what was made with other settings or from other inputs."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Memory = Annotated[
     str | None, typer.Option(help="DuckDB's memory limit, like 2GB; it spills to disk beyond.")

@@ -9,6 +9,7 @@ import typer
 
 from coyo_tools.cli.output import (
     Json,
+    Redo,
     examples,
     given_inputs,
     interval_text,
@@ -33,9 +34,7 @@ def run_command(
         list[str] | None,
         typer.Option("--input", help="NAME=PATH for an input of the pipeline; may be repeated."),
     ] = None,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Replace stages whose settings or inputs have changed.")
-    ] = False,
+    redo: Redo = False,
     as_json: Json = False,
 ) -> None:
     """Walk a road: run the stages of a pipeline that are not finished, then write the report."""

@@ -9,6 +9,7 @@ import typer
 
 from coyo_tools.cli.output import (
     Json,
+    Redo,
     examples,
     given_inputs,
     print_json,
@@ -55,9 +56,7 @@ def study_command(
             "will vary by; without it, that is assumed."
         ),
     ] = None,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Replace what was made with other settings or inputs.")
-    ] = False,
+    redo: Redo = False,
     as_json: Json = False,
 ) -> None:
     """Compare filters: same compute, random controls of the same size, seeds, and a verdict.
@@ -106,9 +105,7 @@ def demo_command(
         ),
     ] = "quickstart",
     seed: Annotated[int, typer.Option(help="Seed of the toy web.", min=0)] = 0,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Replace what was made with other settings or inputs.")
-    ] = False,
+    redo: Redo = False,
     as_json: Json = False,
 ) -> None:
     """Draw a small web with the real one's faults, and ask on it whether filtering helps.

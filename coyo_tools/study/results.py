@@ -87,6 +87,14 @@ class _Asked:
     pictures: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """One model's evaluation: a row a query, and the scores."""
+
+    outcomes: pl.DataFrame
+    scores: Mapping[str, Any]
+
+
 def score_rows(study: Study, arms: Sequence[Trained], controls: Mapping[str, Trained]) -> list[Row]:
     """Scores, means, effects and verdicts.
 
@@ -101,10 +109,13 @@ def score_rows(study: Study, arms: Sequence[Trained], controls: Mapping[str, Tra
     rows: list[Row] = []
     for budget in study.budgets:
         for evaluation in study.evaluations:
+            at_cells = (budget, evaluation.name)
+            arm_cells = {one.arm: _cells(study, one, *at_cells) for one in arms}
+            control_cells = {name: _cells(study, one, *at_cells) for name, one in controls.items()}
             for metric in evaluation.metrics:
                 at = {"budget": budget, "evaluation": evaluation.name, "metric": metric}
-                asked = {one.arm: _asked(study, one, at) for one in arms}
-                random = {name: _asked(study, one, at) for name, one in controls.items()}
+                asked = {name: _asked(cells, name, at) for name, cells in arm_cells.items()}
+                random = {name: _asked(cells, name, at) for name, cells in control_cells.items()}
                 for (name, one), control in [
                     *((item, None) for item in asked.items()),
                     *((item, CONTROL) for item in random.items()),
@@ -120,20 +131,27 @@ def score_rows(study: Study, arms: Sequence[Trained], controls: Mapping[str, Tra
     return rows + _verdicts(study, rows)
 
 
-def _asked(study: Study, trained: Trained, at: Row) -> _Asked:
+def _cells(study: Study, trained: Trained, budget: int, evaluation: str) -> list[_Cell]:
+    """What became of an arm's queries, seed by seed; read once for all figures."""
+    places = [trained.scores[budget, seed, evaluation] for seed in study.seeds]
+    return [
+        _Cell(pl.read_parquet(place / OUTCOMES), read_manifest(place).details) for place in places
+    ]
+
+
+def _asked(cells: Sequence[_Cell], arm: str, at: Row) -> _Asked:
     figure, _, how = at["metric"].rpartition(" ")
     hits, pictures = [], []
-    for seed in study.seeds:
-        place = trained.scores[at["budget"], seed, at["evaluation"]]
-        table = pl.read_parquet(place / OUTCOMES).filter(pl.col("figure") == figure).sort("query")
+    for cell in cells:
+        table = cell.outcomes.filter(pl.col("figure") == figure).sort("query")
         if how == AUC:
-            wrong = read_manifest(place).details[figure]["candidates"] - 1
+            wrong = cell.scores[figure]["candidates"] - 1
             hits.append(1 - (table["rank"].cast(pl.Float64).to_numpy() - 1) / max(1, wrong))
         else:
             k = int(how.removeprefix("R@"))
             hits.append((table["rank"] <= k).cast(pl.Float64).to_numpy())
         pictures.append(table["picture"].cast(pl.Int64).to_numpy())
-    _refuse_others(pictures, f"the seeds of {trained.arm}", at["evaluation"])
+    _refuse_others(pictures, f"the seeds of {arm}", at["evaluation"])
     return _Asked(np.stack(hits), pictures[0])
 
 

@@ -95,16 +95,19 @@ def _places(index: Index) -> NDArray[np.int64]:
 
 def _find(directory: Path, name: str, index: Index, geometry: Geometry) -> Found | None:
     """The cache of these samples, else one of the same tars that has them among others."""
-    found = _open(directory / name, index, geometry)
+    if (found := _open(directory / name, index, geometry)) is not None:
+        return found
     origin = _origin(index, geometry)
-    for other in sorted(directory.glob("pixels-*")) if found is None else ():
+    for other in sorted(directory.glob("pixels-*")):
         try:
             about = json.loads((other / "cache.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if about.get("origin") == origin and found is None:
+        if about.get("origin") == origin:
             found = _open(other, index, geometry)
-    return found
+            if found is not None:
+                return found
+    return None
 
 
 def _open(path: Path, index: Index, geometry: Geometry) -> Found | None:
